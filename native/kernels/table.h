@@ -1,0 +1,104 @@
+// The kernel table: every ISA fills one; `exec` resolves pointers from it at load, never in a step.
+//
+// A kernel is a pure function on raw pointers: no allocation, threads, exceptions or globals. It
+// works on the output range it is given, so the caller partitions. Numerics (docs/numerics.md):
+// each output is one scalar sequence, whatever m, the range or the vector width; K ascends; every
+// fma is written out; so all ISAs agree bit for bit, except where a row is marked `isa_rounding`.
+#pragma once
+
+#include "core/types.h"
+
+namespace octavo {
+
+// y[r * ldy + i] for r < m, i in panels [p0, p1): 16 floats per panel, padding rows included.
+//
+// a8:    acc = sum over min(group, a8_group) inputs of (v * q), exact in int32;
+//        y = fma(float(acc), s * sa, y); with offsets then y = fma(float(sum q), o * sa, y)
+// abf16: y = accumulate bf16(w) * bf16(x), w first dequantized in fp32 and rounded half to even
+// a32:   y = fma(w, x, y), w dequantized in fp32
+// y starts at +0 for each output; bias and the rest are epilogues of the caller.
+using LinearFn = void (*)(const PackedWeight& w, const ActView& x, int m, float* y, int64_t ldy,
+                          int p0, int p1);
+
+struct LinearKernel {
+  const char* name;  // grammar: linear_<a8|abf16|a32>_<w4|w8|bf16|f32|lut4|lut8>_<isa>
+  Act act;
+  Code code;
+  bool levels;        // serves integer (a8) or float (others) codebooks too
+  bool fast;          // a hand-written kernel; false: the codec path, named as a fallback
+  bool isa_rounding;  // rounds in the instruction's own way (vdpbf16ps): equality is per ISA only
+  LinearFn run;
+};
+
+enum class MlpAct : uint8_t { kSilu, kGeluTanh };
+
+// A block of queries of one kv head against keys [key0, key1) of one sequence: one *split* of
+// `attention`. Queries are rows q[i] = q + i * q_stride, i < n_q; query i sits at position
+// pos[i] and sees keys j with j <= pos[i] and j > pos[i] - window (window 0: no limit).
+// For every query and split, results do not depend on n_q or on the other queries.
+//   s = scale * (q . k), dot as fma over head_dim ascending; softcap c: s = c * tanh(s / c)
+//   m = max s; p = exp(s - m); l = sum p (16 lanes by key index mod 16, folded in a fixed order);
+//   o[d] = fma(p[j], v[j][d]) over j ascending, un-normalised
+struct AttentionArgs {
+  KvLayerView kv;
+  const int32_t* block_table;  // of this sequence; -1 = absent (never visible)
+  int32_t kv_head, n_q, key0, key1, window;
+  const float* q;
+  int64_t q_stride;
+  const int32_t* pos;  // [n_q]
+  float scale, softcap;  // softcap 0: none
+  float* o;              // [n_q][head_dim]
+  int64_t o_stride;
+  float* m;              // [n_q] maximum, -inf when the split holds no visible key
+  float* l;              // [n_q] sum of exponentials
+  float* scratch;        // at least n_q * (key1 - key0 rounded up to 16) floats
+};
+
+struct KernelTable {
+  const char* isa;
+  const LinearKernel* linear;
+  int n_linear;
+
+  // out = x * (1 / sqrt(mean(x^2) + eps)) * w. Squares are summed in 16 lanes (index mod 16) by
+  // fma, lanes folded 8, 4, 2, 1. w may be null.
+  void (*rms_norm)(const float* x, const float* w, float eps, int n, float* out);
+  // Rows of activations (one row each); buffers hold k_pad elements, padded with zeros.
+  void (*quantize_a8)(const float* x, int k, int k_pad, int group, int8_t* q, float* scale,
+                      int32_t* sum);
+  void (*round_bf16)(const float* x, int k, int k_pad, uint16_t* out);
+  // Rotates the halves of the first 2 * half elements: (a, b) -> (a c - b s, b c + a s).
+  void (*rope)(float* head, const float* cos, const float* sin, int half);
+  // out[i] = act(gate[i]) * up[i]
+  void (*act_mul)(MlpAct act, const float* gate, const float* up, int n, float* out);
+  void (*add)(float* x, const float* y, int n);            // x += y
+  void (*scale)(float* x, float s, int n);                 // x *= s
+  void (*softcap)(float* x, float cap, int n);             // x = cap * tanh(x / cap)
+  // Writes K and V of one token (all kv heads; k and v are [kv_heads][head_dim]).
+  void (*kv_write)(const KvLayerView& kv, int block, int slot, const float* k, const float* v);
+  void (*attention)(const AttentionArgs& args);
+  // Merges splits in order: o = sum_i exp(m_i - M) o_i / sum_i exp(m_i - M) l_i. Parts are
+  // o[i * part_stride ...], m[i], l[i]; out is [head_dim]. No visible key at all gives zeros.
+  void (*attention_merge)(const float* o, int64_t part_stride, const float* m, const float* l,
+                          int parts, int head_dim, float* out);
+  // Index of the largest (lowest index wins) and its value.
+  int (*argmax)(const float* x, int n, float* best);
+  // sum of exp((x - max) * inv_temperature): fp64, 16 lanes (index mod 16), folded in fixed order.
+  double (*sum_exp)(const float* x, int n, float max, float inv_temperature);
+  // Rows of a packed weight back to fp32 (the tied embedding's row accessor; also the test oracle).
+  void (*unpack_row)(const PackedWeight& w, int row, float* out);
+};
+
+// Tables of this build, best last. Null when this build or machine lacks it.
+const KernelTable* table_generic();
+const KernelTable* table_avx2();
+const KernelTable* table_avx512vnni();
+const KernelTable* table_avx512bf16();
+
+// The table for `isa` ("" = the best this machine has). On failure returns null and sets *error
+// to one of three texts: the CPU lacks it, this build lacks it, or no such ISA (with the list).
+const KernelTable* kernels_for(const char* isa, const char** error);
+
+// The first row (fast rows first) that serves the weight with this activation format; null: none.
+const LinearKernel* select_linear(const KernelTable& table, const PackedWeight& w, Act act);
+
+}  // namespace octavo

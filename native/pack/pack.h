@@ -1,0 +1,56 @@
+// From rows as stored to panels. Pure, block by block; `unpack_row` is the inverse.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "core/types.h"
+
+namespace octavo {
+
+// What a source row range becomes before packing: the affine view of formats/quantized.py.
+struct AffineRows {
+  int rows = 0, k = 0, group = 0, zero = 0, bits = 8;
+  std::vector<uint8_t> codes;    // [rows][k]
+  std::vector<float> scales;     // [rows][k / group]
+  std::vector<float> offsets;    // [rows][k / group] or empty
+};
+
+// Describes the panels of a weight before any row is known. bits > 4 is widened to kByte,
+// bits <= 4 to kNibble (codes keep their values). `scale_f32`: some scale is not an fp16 value.
+struct PackPlan {
+  int n = 0, k = 0;
+  Code code = Code::kF32;
+  int group = 0, zero = 0;
+  bool scale_f32 = false, has_offset = false;
+  std::vector<int8_t> levels8;
+  std::vector<float> levels;
+};
+
+int64_t packed_bytes(const PackPlan& plan);  // panels, 64-byte aligned
+// Fills the view (pointers into `data`, level tables inside `plan`, which must outlive it).
+PackedWeight packed_view(const PackPlan& plan, uint8_t* data);
+
+// Writes rows [row0, row0 + rows.rows) into the panels. Row ranges may come in any order; a panel's
+// padding rows are cleared by `clear_padding`, once.
+void pack_affine(const PackPlan& plan, uint8_t* data, int row0, const AffineRows& rows);
+void pack_f32(const PackPlan& plan, uint8_t* data, int row0, int rows, const float* w);  // kF32, kBf16
+void clear_padding(const PackPlan& plan, uint8_t* data);
+
+// GGUF blocks -> affine rows (exact). type: "Q4_0" ... "IQ4_XS". Returns false for an unknown type.
+bool gguf_affine(const std::string& type, const uint8_t* data, int rows, int k, AffineRows* out);
+// The plan (code, group, zero, scale type, levels) a GGUF type packs to.
+bool gguf_plan(const std::string& type, int n, int k, PackPlan* out);
+// "F32", "F16", "BF16" rows to fp32; every other GGUF type dequantized.
+bool gguf_dequantize(const std::string& type, const uint8_t* data, int rows, int k, float* out);
+int64_t gguf_row_bytes(const std::string& type, int k);
+
+// Round to nearest, bit-equal to octavo.formats.rtn (numpy): w [rows][k] fp32 -> codes and scales.
+// convention: "absmax" (methods.md 1a), "full" (1b), "signed" (1c, Q4_0), "minmax" (asym integer
+// zero), per `group` inputs; scales rounded to fp16 before the codes are computed when
+// !scale_f32.
+bool encode_rtn(const float* w, int rows, int k, int group, int bits, const std::string& convention,
+                bool scale_f32, AffineRows* out);
+
+}  // namespace octavo

@@ -1,0 +1,202 @@
+"""What the engine asks of a backend: load a model, run steps, say what ran.
+
+Contract of `Executor.step`: one call runs every row of the batch through the model (or a range of
+layers), writes the keys and values of those rows into the paged cache, and fills the result. A
+sequence's numbers do not depend on what else is in the batch, on how its rows were chunked over
+steps, or on the number of threads, bit for bit (architecture.md, contract 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from octavo.spec.decoder import DecoderSpec
+
+I32 = npt.NDArray[np.int32]
+F32 = npt.NDArray[np.float32]
+
+KvFormat = Literal["bf16", "fp32"]
+ActivationFormat = Literal["auto", "a8", "abf16", "a32"]
+
+# What a row wants from the step (bit flags of StepBatch.want).
+WANT_NOTHING = 0
+WANT_TOKEN = 1  # sample a token
+WANT_LOGPROBS = 2  # log-probability of the sampled (or target) token and of the top k
+WANT_LOGITS = 4  # all logits, raw (before bias, penalties, temperature), into StepBatch.logits
+WANT_TARGET = 8  # log-probability of `target` under the raw distribution (scoring)
+WANT_HIDDEN = 16  # the hidden state after the last layer that ran, into StepBatch.hidden
+
+
+@dataclass(frozen=True, slots=True)
+class KvGroup:
+    """Layers that share a block table: equal window, head shape and format."""
+
+    layers: tuple[int, ...]
+    kv_heads: int
+    head_dim: int
+    window: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class KvLayout:
+    """Shape of the paged cache. KV bytes are opaque to Python; `layout_id` names their order.
+
+    block_bytes is per group: bytes of one block over all layers of the group, K and V.
+    """
+
+    groups: tuple[KvGroup, ...]
+    block_size: int  # tokens
+    format: KvFormat
+    layout_id: str
+    block_bytes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeConfig:
+    """What a load is asked for. `kv_blocks` is a tuple, one count per KV group, fixed by
+    the caller after `plan_kv`."""
+
+    max_tokens: int = 512  # rows of a step at most
+    max_seqs: int = 8  # sequences of a step at most
+    context: int = 0  # longest sequence; 0: the model's own maximum, capped to what memory allows
+    kv_tokens: int = 0  # capacity of the cache in tokens; 0: one context
+    kv_format: KvFormat = "bf16"
+    block_size: int = 16
+    threads: int = 0  # 0: the machine's choice
+    activations: ActivationFormat = "auto"
+    format: str = "source"  # a NumberFormat to requantize to, or "source"
+    keep: tuple[tuple[str, str], ...] = ()  # (part, format) exceptions: ("head", "int8_g32")
+    strict: bool = False  # refuse generic fallbacks
+    isa: str = ""  # "" = OCTAVO_ISA or the best
+
+
+@dataclass(frozen=True, slots=True)
+class Support:
+    """The answer of `Backend.supports`: ok, or the reasons why not."""
+
+    ok: bool
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class KernelUse:
+    """One line of the receipt: what runs a linear layer's part, and what it reads per token."""
+
+    role: str  # "layers 0-29 q,k,v", "head"
+    kernel: str  # "linear_a8_w4g32_avx512vnni"
+    format: str  # the stored NumberFormat
+    activations: str  # "a8_g32"
+    bytes_per_token: int
+    fallback: str = ""  # why not a faster kernel; "" when none is missing
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What really runs: never a silent fallback."""
+
+    backend: str
+    isa: str
+    threads: int
+    kv_format: str
+    bytes_per_token: int  # weight bytes read per decoded token (norms and the embedding row too)
+    packed_bytes: int  # memory held by packed weights
+    kernels: tuple[KernelUse, ...]
+    requantized: bool  # a lossy format was asked for
+    notes: tuple[str, ...] = ()
+
+
+class StepBatch:
+    """Preallocated arrays of one step; one shape for prefill, decode, verification and scoring.
+
+    Rows are tokens, laid sequence after sequence: rows of sequence s are
+    row_start[s] .. row_start[s + 1]. Only the first `n_seqs` sequences and
+    `row_start[n_seqs]` rows are read.
+    """
+
+    def __init__(self, layout: KvLayout, max_tokens: int, max_seqs: int, max_blocks: int) -> None:
+        self.layout = layout
+        self.max_tokens, self.max_seqs, self.max_blocks = max_tokens, max_seqs, max_blocks
+        self.n_seqs = 0
+        # per row
+        self.token = np.zeros(max_tokens, np.int32)
+        self.position = np.zeros(max_tokens, np.int32)
+        self.want = np.zeros(max_tokens, np.uint8)
+        self.target = np.full(max_tokens, -1, np.int32)
+        # per sequence
+        self.row_start = np.zeros(max_seqs + 1, np.int32)
+        # [group, seq, block index in the sequence] -> block id of that group's pool; -1 = absent
+        # (a window layer's block that has slid out)
+        self.block_table = np.full((len(layout.groups), max_seqs, max_blocks), -1, np.int32)
+        self.adapter = np.full(max_seqs, -1, np.int32)  # -1: none; others refused until multi-LoRA
+        self.state_slot = np.full(max_seqs, -1, np.int32)  # token counts for penalties; -1: none
+        self.seed = np.zeros(max_seqs, np.uint64)
+        self.choice = np.zeros(max_seqs, np.int32)
+        self.temperature = np.zeros(max_seqs, np.float32)  # 0: greedy
+        self.top_k = np.zeros(max_seqs, np.int32)  # 0: off
+        self.top_p = np.ones(max_seqs, np.float32)
+        self.min_p = np.zeros(max_seqs, np.float32)
+        self.repetition_penalty = np.ones(max_seqs, np.float32)
+        self.presence_penalty = np.zeros(max_seqs, np.float32)
+        self.frequency_penalty = np.zeros(max_seqs, np.float32)
+        self.n_logprobs = np.zeros(max_seqs, np.int32)  # top k to report, at most MAX_LOGPROBS
+        # bias list of sequence s: bias_token/bias_value[bias_start[s] : bias_start[s + 1]]
+        self.bias_start = np.zeros(max_seqs + 1, np.int32)
+        self.bias_token = np.zeros(max_seqs * MAX_BIAS, np.int32)
+        self.bias_value = np.zeros(max_seqs * MAX_BIAS, np.float32)
+        # where WANT_LOGITS / WANT_HIDDEN rows go, in row order: float32 [n, vocab] / [n, hidden]
+        self.logits: F32 | None = None
+        self.hidden: F32 | None = None
+
+
+MAX_LOGPROBS = 20
+MAX_BIAS = 1024
+
+
+@dataclass(slots=True)
+class StepResult:
+    """Filled by `step`; arrays are the executor's own and valid until the next step.
+
+    Entries are per *wanting* row, in row order (rows with WANT_NOTHING have none).
+    """
+
+    n: int = 0
+    row: I32 = field(default_factory=lambda: np.zeros(0, np.int32))  # row of entry i
+    token: I32 = field(default_factory=lambda: np.zeros(0, np.int32))  # sampled token, or -1
+    logprob: F32 = field(default_factory=lambda: np.zeros(0, np.float32))  # of token or target
+    top_token: I32 = field(default_factory=lambda: np.zeros((0, 0), np.int32))  # [n, MAX_LOGPROBS]
+    top_logprob: F32 = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+
+
+class Executor(Protocol):
+    """Runs steps. Holds the KV storage; knows blocks and slots, never requests."""
+
+    spec: DecoderSpec
+    layout: KvLayout
+    config: RuntimeConfig  # resolved: no zeros or "auto" left
+    kv_blocks: tuple[int, ...]  # blocks of each group's pool
+
+    def step(self, batch: StepBatch) -> StepResult: ...
+
+    def copy_blocks(self, group: int, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy whole blocks (source, destination) of one group, before the next step."""
+
+    def reset_state(self, slot: int, prompt: Sequence[int], output: Sequence[int]) -> None:
+        """Set a state slot's token counts, prompt and output apart. Slots: config.max_seqs.
+        During `step`, a sampled token is added to its slot's output counts by the executor."""
+
+    def receipt(self) -> Receipt: ...
+
+    def close(self) -> None: ...
+
+
+class Backend(Protocol):
+    """A way to run a model."""
+
+    name: str
+
+    def supports(self, spec: DecoderSpec, config: RuntimeConfig) -> Support: ...
