@@ -1,4 +1,4 @@
-"""Read-only file mappings whose pages can be given back, and writes that appear whole or not at all.
+"""Read-only file mappings whose pages can be given back, and writes that appear whole or never.
 
 Every read states what it is for, so that a file that ends early is reported with the place and the
 number of bytes that were expected.
