@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from octavo.core import hardware
 from octavo.core.errors import UnsupportedError
 
