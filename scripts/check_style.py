@@ -1,4 +1,4 @@
-"""Limits that linters don't know: file and function sizes, parameters, and tests that mirror src."""
+"""Limits that linters don't know: sizes, parameters, and tests that mirror src."""
 
 from __future__ import annotations
 
