@@ -8,15 +8,15 @@ Byte layouts follow ggml's `block_*` structures; values equal the `gguf` package
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
 from octavo.core.errors import FormatError, UnsupportedError
+from octavo.formats.codebooks import iq4nl_levels
 from octavo.formats.gguf_formats import GGUF_FORMATS
-from octavo.formats.granularity import PerGroup
 from octavo.formats.number_format import NumberFormat
 from octavo.formats.packing import pack_bits
 from octavo.formats.quantized import QuantizedTensor
@@ -25,8 +25,7 @@ from octavo.io.stored import BLOCK_TYPES
 
 F32 = npt.NDArray[np.float32]
 
-IQ4_LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
-_FLOATS = {
+_FLOATS: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -91,9 +90,7 @@ def dequantize(type_name: str, data: U8) -> F32:
     return out
 
 
-def _rows(
-    parameters: npt.NDArray[np.generic] | None, rows: int
-) -> npt.NDArray[np.generic] | None:
+def _rows(parameters: npt.NDArray[np.generic] | None, rows: int) -> npt.NDArray[np.generic] | None:
     return None if parameters is None else parameters.reshape(rows, -1)
 
 
@@ -122,15 +119,13 @@ def _values(number_format: NumberFormat, blocks: _Blocks) -> F32:
     return values
 
 
-def _widen(
-    scales: npt.NDArray[np.generic], supers: npt.NDArray[np.generic] | None
-) -> F32:
+def _widen(scales: npt.NDArray[np.generic], supers: npt.NDArray[np.generic] | None) -> F32:
     wide = scales.astype(np.float32)
     return wide if supers is None else supers.astype(np.float32) * wide
 
 
 def _levels(number_format: NumberFormat) -> F32 | None:
-    return np.array(IQ4_LEVELS, np.float32) if number_format.kind == "codebook" else None
+    return iq4nl_levels() if number_format.kind == "codebook" else None
 
 
 def _fields(data: U8, run: int, bits: int) -> U8:
@@ -139,6 +134,11 @@ def _fields(data: U8, run: int, bits: int) -> U8:
     spread = data.reshape(len(data), -1, 1, run) >> shifts
     fields: U8 = (spread & np.uint8((1 << bits) - 1)).reshape(len(data), -1)
     return fields
+
+
+def _lift(bits: U8, by: int) -> U8:
+    lifted: U8 = bits << np.uint8(by)
+    return lifted
 
 
 def _half(data: U8) -> npt.NDArray[np.generic]:
@@ -160,12 +160,12 @@ def _q4_1(b: U8) -> _Blocks:
 
 
 def _q5_0(b: U8) -> _Blocks:
-    codes = _fields(b[:, 6:], 16, 4) | _high_bits(b[:, 2:6]) << 4
+    codes = _fields(b[:, 6:], 16, 4) | _lift(_high_bits(b[:, 2:6]), 4)
     return _Blocks(codes, _half(b[:, :2]))
 
 
 def _q5_1(b: U8) -> _Blocks:
-    codes = _fields(b[:, 8:], 16, 4) | _high_bits(b[:, 4:8]) << 4
+    codes = _fields(b[:, 8:], 16, 4) | _lift(_high_bits(b[:, 4:8]), 4)
     return _Blocks(codes, _half(b[:, :2]), _half(b[:, 2:4]))
 
 
@@ -175,14 +175,12 @@ def _q8_0(b: U8) -> _Blocks:
 
 def _q2_k(b: U8) -> _Blocks:
     codes = _fields(b[:, 16:80], 32, 2)
-    return _Blocks(
-        codes, b[:, :16] & 15, b[:, :16] >> 4, _half(b[:, 80:82]), _half(b[:, 82:84])
-    )
+    return _Blocks(codes, b[:, :16] & 15, b[:, :16] >> 4, _half(b[:, 80:82]), _half(b[:, 82:84]))
 
 
 def _q3_k(b: U8) -> _Blocks:
-    codes = _fields(b[:, 32:96], 32, 2) | _fields(b[:, :32], 32, 1) << 2
-    scales = _fields(b[:, 96:104], 8, 4) | _fields(b[:, 104:108], 4, 2) << 4
+    codes = _fields(b[:, 32:96], 32, 2) | _lift(_fields(b[:, :32], 32, 1), 2)
+    scales = _fields(b[:, 96:104], 8, 4) | _lift(_fields(b[:, 104:108], 4, 2), 4)
     return _Blocks(codes, _signed(scales, 32), supers=_half(b[:, 108:110]))
 
 
@@ -194,12 +192,12 @@ def _q4_k(b: U8) -> _Blocks:
 
 def _q5_k(b: U8) -> _Blocks:
     scales, mins = _scales_and_mins(b[:, 4:16])
-    codes = _fields(b[:, 48:], 32, 4) | _fields(b[:, 16:48], 32, 1) << 4
+    codes = _fields(b[:, 48:], 32, 4) | _lift(_fields(b[:, 16:48], 32, 1), 4)
     return _Blocks(codes, scales, mins, _half(b[:, :2]), _half(b[:, 2:4]))
 
 
 def _q6_k(b: U8) -> _Blocks:
-    codes = _fields(b[:, :128], 64, 4) | _fields(b[:, 128:192], 32, 2) << 4
+    codes = _fields(b[:, :128], 64, 4) | _lift(_fields(b[:, 128:192], 32, 2), 4)
     return _Blocks(codes, b[:, 192:208].view(np.int8), supers=_half(b[:, 208:210]))
 
 
@@ -208,12 +206,13 @@ def _iq4_nl(b: U8) -> _Blocks:
 
 
 def _iq4_xs(b: U8) -> _Blocks:
-    scales = _fields(b[:, 4:8], 1, 4) | _fields(b[:, 2:4], 1, 2) << 4
+    scales = _fields(b[:, 4:8], 1, 4) | _lift(_fields(b[:, 2:4], 1, 2), 4)
     return _Blocks(_fields(b[:, 8:], 16, 4), _signed(scales, 32), supers=_half(b[:, :2]))
 
 
 def _signed(scales: U8, bias: int) -> npt.NDArray[np.int8]:
-    return scales.astype(np.int8) - np.int8(bias)
+    signed: npt.NDArray[np.int8] = scales.astype(np.int8) - np.int8(bias)
+    return signed
 
 
 def _scales_and_mins(packed: U8) -> tuple[U8, U8]:
@@ -284,7 +283,8 @@ def _inverse(d: F32) -> F32:
     """1 / d; 0 where d is 0 or too small to have an inverse (fp16 holds it as 0 as well)."""
     with np.errstate(divide="ignore", over="ignore"):
         inverse = np.float32(1) / d
-    return np.where(np.isfinite(inverse), inverse, np.float32(0))
+    finite: F32 = np.where(np.isfinite(inverse), inverse, np.float32(0))
+    return finite
 
 
 def _signed_codes(blocks: F32, bits: int) -> tuple[F32, U8]:
@@ -306,11 +306,12 @@ def _offset_codes(blocks: F32, bits: int) -> tuple[F32, F32, U8]:
 
 
 def _nibbles(codes: U8) -> U8:
-    return (codes[:, :16] & 15) | codes[:, 16:] << 4
+    return (codes[:, :16] & 15) | _lift(codes[:, 16:], 4)
 
 
 def _fifth_bits(codes: U8) -> U8:
-    return np.packbits(codes >> 4, axis=1, bitorder="little")
+    high: U8 = codes >> np.uint8(4)
+    return np.packbits(high, axis=1, bitorder="little")
 
 
 def _encode_q4_0(blocks: F32) -> list[U8]:
