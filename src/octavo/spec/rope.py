@@ -29,7 +29,7 @@ def inverse_frequencies(rope: RopeSpec, context: int) -> F32:
         return _inverse(_powers(rope.theta, rope.dim))
     match scaling.kind:
         case "linear":
-            return _inverse(_powers(rope.theta, rope.dim)) / np.float32(scaling.factor)
+            return np.divide(_inverse(_powers(rope.theta, rope.dim)), np.float32(scaling.factor))
         case "dynamic":
             return _inverse(_powers(_dynamic_theta(rope, scaling, context), rope.dim))
         case "llama3":
