@@ -29,7 +29,7 @@ enum class Act : uint8_t { kA8, kBf16, kF32 };  // a8, abf16, a32
 struct PackedWeight {
   int32_t n = 0, k = 0, k_pad = 0, panels = 0;
   Code code = Code::kF32;
-  int32_t group = 0;  // inputs per scale: a multiple of 16 that divides k_pad, or >= k_pad (channel)
+  int32_t group = 0;  // inputs per scale: 16, or a multiple of 32 that divides k_pad, or >= k (channel)
   int32_t n_groups = 0;
   int32_t zero = 0;
   bool scale_f32 = false;   // scales and offsets are fp32 (true) or fp16 (false)
@@ -43,7 +43,8 @@ struct PackedWeight {
 // Rows of activations, prepared for linear layers. All rows are padded to k_pad with zeros.
 //
 // a8: q = round_half_even(x * (127 / amax)), scale = amax / 127 over each `group` (32 or 64) inputs;
-// amax == 0 gives q = 0, scale = 0. sum[unit] = sum of q over 32 inputs (for zeros and offsets).
+// amax < 2^-118 (127 / amax is no longer finite) gives q = 0, scale = 0. sum[unit] = sum of q over
+// 32 inputs (for zeros and offsets). Rows lie one after another, without gaps.
 struct ActView {
   int32_t k = 0, k_pad = 0;
   int32_t a8_group = 32;
@@ -56,16 +57,18 @@ struct ActView {
 
 // Inputs of one activation scale for a given weight group: 64 when the weight's group and k_pad are
 // multiples of 64, else 32.
-inline int a8_group_for(int weight_group, int k_pad) {
+static inline int a8_group_for(int weight_group, int k_pad) {
   return (weight_group % 64 == 0 || weight_group >= k_pad) && k_pad % 64 == 0 ? 64 : 32;
 }
 
 enum class KvFormat : uint8_t { kBf16, kF32 };
 
-// One layer's paged K and V. Block b of this layer lies at base + b * block_stride.
+// One layer's paged K and V. Block b of this layer lies at base + b * block_stride; head h of its K
+// at + h * head_stride_k, of its V at + v_offset + h * head_stride_v. All strides are in bytes.
 //   K of a block, per kv head: bf16 [head_dim / 2][block_size][2] (f32: [head_dim][block_size])
 //   V of a block, per kv head: [block_size][head_dim]
-// so that a register of 16 lanes holds 16 tokens of K, or 16 elements of V. block_size % 16 == 0.
+// so that a register of 16 lanes holds 16 tokens of K, or 16 elements of V. block_size % 16 == 0;
+// head_dim is even.
 struct KvLayerView {
   uint8_t* base = nullptr;
   int64_t block_stride = 0, v_offset = 0, head_stride_k = 0, head_stride_v = 0;

@@ -10,7 +10,8 @@
 
 namespace octavo {
 
-// y[r * ldy + i] for r < m, i in panels [p0, p1): 16 floats per panel, padding rows included.
+// y[r * ldy + i] for r < m, i in [16 p0, 16 p1): 16 floats per panel, padding rows included; i counts
+// from row 0 of the weight, whatever p0. y is overwritten.
 //
 // a8:    acc = sum over min(group, a8_group) inputs of (v * q), exact in int32;
 //        y = fma(float(acc), s * sa, y); with offsets then y = fma(float(sum q), o * sa, y)
@@ -24,7 +25,7 @@ struct LinearKernel {
   const char* name;  // grammar: linear_<a8|abf16|a32>_<w4|w8|bf16|f32|lut4|lut8>_<isa>
   Act act;
   Code code;
-  bool levels;        // serves integer (a8) or float (others) codebooks too
+  bool levels;        // for codebooks (a8: integer ones; else any); false: for affine codes only
   bool fast;          // a hand-written kernel; false: the codec path, named as a fallback
   bool isa_rounding;  // rounds in the instruction's own way (vdpbf16ps): equality is per ISA only
   LinearFn run;
@@ -42,7 +43,7 @@ enum class MlpAct : uint8_t { kSilu, kGeluTanh };
 struct AttentionArgs {
   KvLayerView kv;
   const int32_t* block_table;  // of this sequence; -1 = absent (never visible)
-  int32_t kv_head, n_q, key0, key1, window;
+  int32_t kv_head, n_q, key0, key1, window;  // key0 % 16 == 0; present keys < key1 were written
   const float* q;
   int64_t q_stride;
   const int32_t* pos;  // [n_q]
@@ -82,7 +83,8 @@ struct KernelTable {
                           int parts, int head_dim, float* out);
   // Index of the largest (lowest index wins) and its value.
   int (*argmax)(const float* x, int n, float* best);
-  // sum of exp((x - max) * inv_temperature): fp64, 16 lanes (index mod 16), folded in fixed order.
+  // sum of exp((x - max) * inv_temperature): argument and exp in fp32, summed in fp64 in 16 lanes
+  // (index mod 16), folded 8, 4, 2, 1.
   double (*sum_exp)(const float* x, int n, float max, float inv_temperature);
   // Rows of a packed weight back to fp32 (the tied embedding's row accessor; also the test oracle).
   void (*unpack_row)(const PackedWeight& w, int row, float* out);

@@ -9,7 +9,8 @@
 
 namespace octavo {
 
-// What a source row range becomes before packing: the affine view of formats/quantized.py.
+// What a source row range becomes before packing: the affine view of formats/quantized.py. With
+// group >= k there is one scale a row.
 struct AffineRows {
   int rows = 0, k = 0, group = 0, zero = 0, bits = 8;
   std::vector<uint8_t> codes;    // [rows][k]
@@ -24,16 +25,17 @@ struct PackPlan {
   Code code = Code::kF32;
   int group = 0, zero = 0;
   bool scale_f32 = false, has_offset = false;
-  std::vector<int8_t> levels8;
-  std::vector<float> levels;
+  std::vector<int8_t> levels8;  // 16 entries for kNibble, 256 for kByte (fill up with zeros), or none
+  std::vector<float> levels;    // likewise
 };
 
 int64_t packed_bytes(const PackPlan& plan);  // panels, 64-byte aligned
 // Fills the view (pointers into `data`, level tables inside `plan`, which must outlive it).
 PackedWeight packed_view(const PackPlan& plan, uint8_t* data);
 
-// Writes rows [row0, row0 + rows.rows) into the panels. Row ranges may come in any order; a panel's
-// padding rows are cleared by `clear_padding`, once.
+// Writes rows [row0, row0 + rows.rows) into the panels, padded inputs included. Row ranges may come
+// in any order, from several threads if they don't overlap; padding rows and the gaps between panels
+// are cleared by `clear_padding`, once.
 void pack_affine(const PackPlan& plan, uint8_t* data, int row0, const AffineRows& rows);
 void pack_f32(const PackPlan& plan, uint8_t* data, int row0, int rows, const float* w);  // kF32, kBf16
 void clear_padding(const PackPlan& plan, uint8_t* data);
@@ -46,10 +48,13 @@ bool gguf_plan(const std::string& type, int n, int k, PackPlan* out);
 bool gguf_dequantize(const std::string& type, const uint8_t* data, int rows, int k, float* out);
 int64_t gguf_row_bytes(const std::string& type, int k);
 
-// Round to nearest, bit-equal to octavo.formats.rtn (numpy): w [rows][k] fp32 -> codes and scales.
-// convention: "absmax" (methods.md 1a), "full" (1b), "signed" (1c, Q4_0), "minmax" (asym integer
-// zero), per `group` inputs; scales rounded to fp16 before the codes are computed when
-// !scale_f32.
+// Round to nearest, bit-equal to octavo.formats (rounding.py states the arithmetic): w [rows][k] fp32,
+// finite, to codes and scales per `group` inputs (group >= k: per channel). convention: "absmax",
+// "full", "signed", "no_clip" (symmetric: zero = 2^(bits-1)) or "minmax" (an integer zero point z per
+// group, given as offsets -s * z with zero = 0; the scales are fp16 values whatever `scale_f32`, so
+// that the offsets are exact, and the plan needs scale_f32). Scales are rounded to fp16 before the
+// codes are computed unless scale_f32; one beyond fp16's range becomes infinite (to be checked by
+// the caller). False: no such convention, or bits not in 2..8.
 bool encode_rtn(const float* w, int rows, int k, int group, int bits, const std::string& convention,
                 bool scale_f32, AffineRows* out);
 

@@ -1,0 +1,504 @@
+// `octavo._native.testing`: pack and kernels, one call each, for tests and `octavo doctor`. Buffers are
+// padded with sentinels; a call that writes outside its range throws.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/unique_ptr.h>
+#include <nanobind/stl/vector.h>
+
+#include <cstring>
+#include <memory>
+#include <new>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "codecs/half.h"
+#include "core/cpu.h"
+#include "core/types.h"
+#include "kernels/table.h"
+#include "pack/pack.h"
+
+namespace nb = nanobind;
+
+void bind_testing(nb::module_ m);
+
+namespace {
+
+using octavo::Act;
+using octavo::ActView;
+using octavo::AffineRows;
+using octavo::Code;
+using octavo::KernelTable;
+using octavo::PackedWeight;
+using octavo::PackPlan;
+
+template <class T>
+using In = nb::ndarray<const T, nb::c_contig, nb::device::cpu>;
+template <class T>
+using Out = nb::ndarray<nb::numpy, T, nb::c_contig>;
+
+// An array that numpy owns.
+template <class T>
+Out<T> give(std::vector<T> values, std::vector<size_t> shape) {
+  auto* held = new std::vector<T>(std::move(values));
+  nb::capsule owner(held, [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
+  return Out<T>(held->data(), shape.size(), shape.data(), owner);
+}
+
+constexpr size_t kGuard = 64;  // sentinel elements on each side
+
+// A 64-byte aligned buffer between sentinels.
+template <class T>
+class Guarded {
+ public:
+  explicit Guarded(size_t n) : n_(n), bytes_(pad() + n * sizeof(T) + pad()) {
+    raw_ = static_cast<uint8_t*>(::operator new(bytes_, std::align_val_t{64}));
+    std::memset(raw_, kSentinel, bytes_);
+  }
+  ~Guarded() { ::operator delete(raw_, std::align_val_t{64}); }
+  Guarded(const Guarded&) = delete;
+  Guarded& operator=(const Guarded&) = delete;
+
+  T* data() { return reinterpret_cast<T*>(raw_ + pad()); }
+  void fill(const T* from) { std::memcpy(data(), from, n_ * sizeof(T)); }
+  bool untouched(size_t i) {  // element i still holds the sentinel
+    const uint8_t* p = raw_ + pad() + i * sizeof(T);
+    for (size_t b = 0; b < sizeof(T); ++b) {
+      if (p[b] != kSentinel) return false;
+    }
+    return true;
+  }
+  std::vector<T> take() {
+    for (size_t b = 0; b < bytes_; ++b) {
+      const bool inside = b >= pad() && b < pad() + n_ * sizeof(T);
+      if (!inside && raw_[b] != kSentinel) throw std::runtime_error("wrote outside its buffer");
+    }
+    return std::vector<T>(data(), data() + n_);
+  }
+
+ private:
+  static constexpr uint8_t kSentinel = 0xa5;
+  static constexpr size_t pad() { return kGuard * 8; }
+  size_t n_, bytes_;
+  uint8_t* raw_ = nullptr;
+};
+
+const KernelTable& table_of(const std::string& isa) {
+  const char* error = nullptr;
+  const KernelTable* table = octavo::kernels_for(isa.c_str(), &error);
+  if (!table) throw std::invalid_argument(error);
+  return *table;
+}
+
+Code code_of(const std::string& name) {
+  if (name == "nibble") return Code::kNibble;
+  if (name == "byte") return Code::kByte;
+  if (name == "bf16") return Code::kBf16;
+  if (name == "f32") return Code::kF32;
+  throw std::invalid_argument("no such code: " + name);
+}
+
+Act act_of(const std::string& name) {
+  if (name == "a8") return Act::kA8;
+  if (name == "abf16") return Act::kBf16;
+  if (name == "a32") return Act::kF32;
+  throw std::invalid_argument("no such activation format: " + name);
+}
+
+template <class T>
+std::vector<T> vector_of(const std::optional<In<T>>& a) {
+  return a ? std::vector<T>(a->data(), a->data() + a->size()) : std::vector<T>();
+}
+
+// A packed weight with its memory.
+struct Packed {
+  PackPlan plan;
+  std::unique_ptr<Guarded<uint8_t>> data;
+  PackedWeight view;
+
+  explicit Packed(PackPlan p) : plan(std::move(p)) {
+    data = std::make_unique<Guarded<uint8_t>>(static_cast<size_t>(octavo::packed_bytes(plan)));
+    octavo::clear_padding(plan, data->data());
+    view = octavo::packed_view(plan, data->data());
+  }
+};
+
+std::unique_ptr<Packed> make_packed(int n, int k, const std::string& code, int group, int zero,
+                                    bool scale_f32, bool has_offset,
+                                    std::optional<In<int8_t>> levels8,
+                                    std::optional<In<float>> levels) {
+  PackPlan plan;
+  plan.n = n;
+  plan.k = k;
+  plan.code = code_of(code);
+  plan.group = group;
+  plan.zero = zero;
+  plan.scale_f32 = scale_f32;
+  plan.has_offset = has_offset;
+  plan.levels8 = vector_of(levels8);
+  plan.levels = vector_of(levels);
+  return std::make_unique<Packed>(std::move(plan));
+}
+
+std::unique_ptr<Packed> gguf_packed(const std::string& type, int n, int k) {
+  PackPlan plan;
+  if (!octavo::gguf_plan(type, n, k, &plan)) throw std::invalid_argument("unknown type " + type);
+  return std::make_unique<Packed>(std::move(plan));
+}
+
+void pack_affine(Packed& w, int row0, In<uint8_t> codes, In<float> scales,
+                 std::optional<In<float>> offsets) {
+  AffineRows rows;
+  rows.rows = static_cast<int>(codes.shape(0));
+  rows.k = static_cast<int>(codes.shape(1));
+  rows.codes.assign(codes.data(), codes.data() + codes.size());
+  rows.scales.assign(scales.data(), scales.data() + scales.size());
+  rows.offsets = vector_of(offsets);
+  octavo::pack_affine(w.plan, w.data->data(), row0, rows);
+}
+
+void pack_f32(Packed& w, int row0, In<float> values) {
+  octavo::pack_f32(w.plan, w.data->data(), row0, static_cast<int>(values.shape(0)), values.data());
+}
+
+void pack_gguf(Packed& w, int row0, const std::string& type, In<uint8_t> data) {
+  AffineRows rows;
+  if (!octavo::gguf_affine(type, data.data(), static_cast<int>(data.shape(0)), w.plan.k, &rows)) {
+    throw std::invalid_argument("unknown type " + type);
+  }
+  octavo::pack_affine(w.plan, w.data->data(), row0, rows);
+}
+
+Out<float> unpack(Packed& w, const std::string& isa) {
+  const KernelTable& table = table_of(isa);
+  const size_t n = static_cast<size_t>(w.plan.n), k = static_cast<size_t>(w.plan.k);
+  std::vector<float> all;
+  for (size_t r = 0; r < n; ++r) {
+    Guarded<float> row(k);
+    table.unpack_row(w.view, static_cast<int>(r), row.data());
+    const std::vector<float> values = row.take();
+    all.insert(all.end(), values.begin(), values.end());
+  }
+  return give(std::move(all), {n, k});
+}
+
+nb::bytes raw_bytes(Packed& w) {
+  const std::vector<uint8_t> all = w.data->take();
+  return nb::bytes(reinterpret_cast<const char*>(all.data()), all.size());
+}
+
+// Rows of activations in the three formats, as exec prepares them.
+struct Activations {
+  std::vector<int8_t> q;
+  std::vector<float> scale, wide;
+  std::vector<int32_t> sum;
+  std::vector<uint16_t> bf16;
+  ActView view;
+
+  Activations(const KernelTable& table, const PackedWeight& w, const In<float>& x) {
+    const int m = static_cast<int>(x.shape(0)), k = w.k, k_pad = w.k_pad;
+    const int group = octavo::a8_group_for(w.group, k_pad);
+    const size_t size = static_cast<size_t>(m) * static_cast<size_t>(k_pad);
+    q.resize(size);
+    scale.resize(size / static_cast<size_t>(group));
+    sum.resize(size / 32);
+    bf16.resize(size);
+    wide.resize(size);
+    for (int r = 0; r < m; ++r) {
+      const float* row = x.data() + static_cast<int64_t>(r) * k;
+      const int64_t at = static_cast<int64_t>(r) * k_pad;
+      table.quantize_a8(row, k, k_pad, group, q.data() + at, scale.data() + at / group,
+                        sum.data() + at / 32);
+      table.round_bf16(row, k, k_pad, bf16.data() + at);
+      std::memcpy(wide.data() + at, row, static_cast<size_t>(k) * 4);
+    }
+    view.k = k;
+    view.k_pad = k_pad;
+    view.a8_group = group;
+    view.q = q.data();
+    view.scale = scale.data();
+    view.sum = sum.data();
+    view.bf16 = bf16.data();
+    view.f32 = wide.data();
+  }
+};
+
+// x [m, k] through the named kernel for panels [p0, p1): y [m, 16 (p1 - p0)]. What lies outside the
+// panels must stay untouched.
+Out<float> linear(const std::string& isa, const std::string& kernel, Packed& w, In<float> x, int p0,
+                  int p1) {
+  const KernelTable& table = table_of(isa);
+  if (static_cast<int>(x.shape(1)) != w.plan.k) throw std::invalid_argument("x has another width");
+  if (p0 < 0 || p1 > w.view.panels || p0 > p1) throw std::invalid_argument("no such panels");
+  const Activations act(table, w.view, x);
+  const size_t m = x.shape(0), ldy = static_cast<size_t>(w.view.panels) * 16 + 16;
+  Guarded<float> y(m * ldy);
+  for (int i = 0; i < table.n_linear; ++i) {
+    const octavo::LinearKernel& row = table.linear[i];
+    if (kernel != row.name) continue;
+    row.run(w.view, act.view, static_cast<int>(m), y.data(), static_cast<int64_t>(ldy), p0, p1);
+    const size_t first = static_cast<size_t>(p0) * 16, last = static_cast<size_t>(p1) * 16;
+    const std::vector<float> all = y.take();
+    std::vector<float> out;
+    for (size_t r = 0; r < m; ++r) {
+      for (size_t c = 0; c < ldy; ++c) {
+        if (c >= first && c < last) {
+          out.push_back(all[r * ldy + c]);
+        } else if (!y.untouched(r * ldy + c)) {
+          throw std::runtime_error("wrote outside its panels");
+        }
+      }
+    }
+    return give(std::move(out), {m, last - first});
+  }
+  throw std::invalid_argument("no such kernel: " + kernel);
+}
+
+std::string selected(const std::string& isa, Packed& w, const std::string& act) {
+  const octavo::LinearKernel* row = octavo::select_linear(table_of(isa), w.view, act_of(act));
+  return row ? row->name : "";
+}
+
+using RowTuple = std::tuple<std::string, std::string, std::string, bool, bool, bool>;
+
+std::vector<RowTuple> rows(const std::string& isa) {
+  const KernelTable& table = table_of(isa);
+  constexpr const char* kActs[] = {"a8", "abf16", "a32"};
+  constexpr const char* kCodes[] = {"nibble", "byte", "bf16", "f32"};
+  std::vector<RowTuple> out;
+  for (int i = 0; i < table.n_linear; ++i) {
+    const octavo::LinearKernel& r = table.linear[i];
+    out.emplace_back(r.name, kActs[static_cast<int>(r.act)], kCodes[static_cast<int>(r.code)],
+                     r.levels, r.fast, r.isa_rounding);
+  }
+  return out;
+}
+
+std::vector<std::string> isas() {
+  std::vector<std::string> out;
+  for (const char* name : {"generic", "avx2", "avx512vnni", "avx512bf16"}) {
+    const char* error = nullptr;
+    if (octavo::kernels_for(name, &error)) out.emplace_back(name);
+  }
+  return out;
+}
+
+// ---- one row ----
+
+Out<float> rms_norm(const std::string& isa, In<float> x, std::optional<In<float>> w, float eps) {
+  Guarded<float> out(x.size());
+  table_of(isa).rms_norm(x.data(), w ? w->data() : nullptr, eps, static_cast<int>(x.size()),
+                         out.data());
+  return give(out.take(), {x.size()});
+}
+
+std::tuple<Out<int8_t>, Out<float>, Out<int32_t>> quantize_a8(const std::string& isa, In<float> x,
+                                                              int k_pad, int group) {
+  const size_t n = static_cast<size_t>(k_pad), groups = static_cast<size_t>(k_pad / group);
+  Guarded<int8_t> q(n);
+  Guarded<float> scale(groups);
+  Guarded<int32_t> sum(n / 32);
+  table_of(isa).quantize_a8(x.data(), static_cast<int>(x.size()), k_pad, group, q.data(),
+                            scale.data(), sum.data());
+  return {give(q.take(), {n}), give(scale.take(), {groups}), give(sum.take(), {n / 32})};
+}
+
+Out<uint16_t> round_bf16(const std::string& isa, In<float> x, int k_pad) {
+  Guarded<uint16_t> out(static_cast<size_t>(k_pad));
+  table_of(isa).round_bf16(x.data(), static_cast<int>(x.size()), k_pad, out.data());
+  return give(out.take(), {static_cast<size_t>(k_pad)});
+}
+
+// A kernel that changes its row in place.
+template <class Run>
+Out<float> in_place(const In<float>& x, Run run) {
+  Guarded<float> row(x.size());
+  row.fill(x.data());
+  run(row.data(), static_cast<int>(x.size()));
+  return give(row.take(), {x.size()});
+}
+
+Out<float> rope(const std::string& isa, In<float> x, In<float> cos, In<float> sin) {
+  return in_place(x, [&](float* row, int) {
+    table_of(isa).rope(row, cos.data(), sin.data(), static_cast<int>(cos.size()));
+  });
+}
+Out<float> add(const std::string& isa, In<float> x, In<float> y) {
+  return in_place(x, [&](float* row, int n) { table_of(isa).add(row, y.data(), n); });
+}
+Out<float> scale(const std::string& isa, In<float> x, float s) {
+  return in_place(x, [&](float* row, int n) { table_of(isa).scale(row, s, n); });
+}
+Out<float> softcap(const std::string& isa, In<float> x, float cap) {
+  return in_place(x, [&](float* row, int n) { table_of(isa).softcap(row, cap, n); });
+}
+
+Out<float> act_mul(const std::string& isa, const std::string& act, In<float> gate, In<float> up) {
+  Guarded<float> out(gate.size());
+  const auto kind = act == "silu" ? octavo::MlpAct::kSilu : octavo::MlpAct::kGeluTanh;
+  table_of(isa).act_mul(kind, gate.data(), up.data(), static_cast<int>(gate.size()), out.data());
+  return give(out.take(), {gate.size()});
+}
+
+std::tuple<int, float> argmax(const std::string& isa, In<float> x) {
+  float best = 0;
+  const int index = table_of(isa).argmax(x.data(), static_cast<int>(x.size()), &best);
+  return {index, best};
+}
+
+double sum_exp(const std::string& isa, In<float> x, float max, float inv_temperature) {
+  return table_of(isa).sum_exp(x.data(), static_cast<int>(x.size()), max, inv_temperature);
+}
+
+// ---- attention ----
+
+// Pages of one layer: `blocks` blocks, all K and V NaN until written.
+struct Pages {
+  octavo::KvLayerView view;
+  std::unique_ptr<Guarded<uint8_t>> data;
+
+  Pages(int blocks, int block_size, int kv_heads, int head_dim, const std::string& format) {
+    view.format = format == "f32" ? octavo::KvFormat::kF32 : octavo::KvFormat::kBf16;
+    const int64_t element = format == "f32" ? 4 : 2;
+    view.block_size = block_size;
+    view.kv_heads = kv_heads;
+    view.head_dim = head_dim;
+    view.head_stride_k = view.head_stride_v = element * block_size * head_dim;
+    view.v_offset = view.head_stride_k * kv_heads;
+    view.block_stride = 2 * view.v_offset;
+    data = std::make_unique<Guarded<uint8_t>>(static_cast<size_t>(view.block_stride * blocks));
+    std::memset(data->data(), 0xff, static_cast<size_t>(view.block_stride * blocks));
+    view.base = data->data();
+  }
+};
+
+void kv_write(const std::string& isa, Pages& pages, int block, int slot, In<float> k, In<float> v) {
+  table_of(isa).kv_write(pages.view, block, slot, k.data(), v.data());
+  static_cast<void>(pages.data->take());
+}
+
+using Split = std::tuple<Out<float>, Out<float>, Out<float>>;
+
+// One split: q [n_q, head_dim] of `kv_head`, positions [n_q] -> (o, m, l).
+Split attention(const std::string& isa, Pages& pages, In<int32_t> table, In<float> q,
+                In<int32_t> pos, std::tuple<int, int, int, int> head_key0_key1_window, float scale,
+                float softcap) {
+  const size_t n = q.shape(0), dim = q.shape(1);
+  const auto [head, key0, key1, window] = head_key0_key1_window;
+  const size_t width = static_cast<size_t>((key1 - key0 + 15) / 16 * 16);
+  Guarded<float> o(n * dim), m(n), l(n), scratch(n * width);
+  octavo::AttentionArgs a = {};
+  a.kv = pages.view;
+  a.block_table = table.data();
+  a.kv_head = head;
+  a.n_q = static_cast<int>(n);
+  a.key0 = key0;
+  a.key1 = key1;
+  a.window = window;
+  a.q = q.data();
+  a.q_stride = static_cast<int64_t>(dim);
+  a.pos = pos.data();
+  a.scale = scale;
+  a.softcap = softcap;
+  a.o = o.data();
+  a.o_stride = static_cast<int64_t>(dim);
+  a.m = m.data();
+  a.l = l.data();
+  a.scratch = scratch.data();
+  table_of(isa).attention(a);
+  static_cast<void>(scratch.take());
+  return {give(o.take(), {n, dim}), give(m.take(), {n}), give(l.take(), {n})};
+}
+
+Out<float> attention_merge(const std::string& isa, In<float> o, In<float> m, In<float> l) {
+  const size_t dim = o.shape(1);
+  Guarded<float> out(dim);
+  table_of(isa).attention_merge(o.data(), static_cast<int64_t>(dim), m.data(), l.data(),
+                                static_cast<int>(o.shape(0)), static_cast<int>(dim), out.data());
+  return give(out.take(), {dim});
+}
+
+// ---- codecs ----
+
+Out<float> gguf_dequantize(const std::string& type, In<uint8_t> data, int k) {
+  const size_t rows = data.shape(0), width = static_cast<size_t>(k);
+  Guarded<float> out(rows * width);
+  if (!octavo::gguf_dequantize(type, data.data(), static_cast<int>(rows), k, out.data())) {
+    throw std::invalid_argument("unknown type " + type);
+  }
+  return give(out.take(), {rows, width});
+}
+
+using Encoded = std::tuple<Out<uint8_t>, Out<float>, Out<float>, int>;
+
+Encoded encode_rtn(In<float> w, int group, int bits, const std::string& convention,
+                   bool scale_f32) {
+  AffineRows rows;
+  const int n = static_cast<int>(w.shape(0)), k = static_cast<int>(w.shape(1));
+  if (!octavo::encode_rtn(w.data(), n, k, group, bits, convention, scale_f32, &rows)) {
+    throw std::invalid_argument("no such convention or number of bits");
+  }
+  const size_t height = w.shape(0), groups = rows.scales.size() / height;
+  const size_t offsets = rows.offsets.size() / height;
+  return {give(std::move(rows.codes), {height, w.shape(1)}),
+          give(std::move(rows.scales), {height, groups}),
+          give(std::move(rows.offsets), {height, offsets}), rows.zero};
+}
+
+Out<float> half_round_trip(In<float> x) {
+  std::vector<float> out;
+  for (size_t i = 0; i < x.size(); ++i) {
+    out.push_back(octavo::half_to_float(octavo::float_to_half(x.data()[i])));
+  }
+  return give(std::move(out), {x.size()});
+}
+
+}  // namespace
+
+void bind_testing(nb::module_ m) {
+  nb::class_<Packed>(m, "Packed")
+      .def_prop_ro("n", [](const Packed& w) { return w.plan.n; })
+      .def_prop_ro("k", [](const Packed& w) { return w.plan.k; })
+      .def_prop_ro("panels", [](const Packed& w) { return w.view.panels; })
+      .def_prop_ro("k_pad", [](const Packed& w) { return w.view.k_pad; })
+      .def_prop_ro("panel_bytes", [](const Packed& w) { return w.view.panel_bytes; })
+      .def("pack_affine", &pack_affine, nb::arg("row0"), nb::arg("codes"), nb::arg("scales"),
+           nb::arg("offsets").none() = nb::none())
+      .def("pack_f32", &pack_f32, nb::arg("row0"), nb::arg("values"))
+      .def("pack_gguf", &pack_gguf, nb::arg("row0"), nb::arg("type"), nb::arg("data"))
+      .def("unpack", &unpack, nb::arg("isa") = "generic")
+      .def("raw", &raw_bytes);
+  m.def("packed", &make_packed, nb::arg("n"), nb::arg("k"), nb::arg("code"), nb::arg("group") = 0,
+        nb::arg("zero") = 0, nb::arg("scale_f32") = false, nb::arg("has_offset") = false,
+        nb::arg("levels8").none() = nb::none(), nb::arg("levels").none() = nb::none());
+  m.def("gguf_packed", &gguf_packed);
+  m.def("isas", &isas);
+  m.def("isa_of", [](const std::string& isa) { return std::string(table_of(isa).isa); });
+  m.def("cpu_features", &octavo::cpu_features);
+  m.def("rows", &rows);
+  m.def("selected", &selected);
+  m.def("linear", &linear);
+  m.def("rms_norm", &rms_norm, nb::arg("isa"), nb::arg("x"), nb::arg("w").none(), nb::arg("eps"));
+  m.def("quantize_a8", &quantize_a8);
+  m.def("round_bf16", &round_bf16);
+  m.def("rope", &rope);
+  m.def("add", &add);
+  m.def("scale", &scale);
+  m.def("softcap", &softcap);
+  m.def("act_mul", &act_mul);
+  m.def("argmax", &argmax);
+  m.def("sum_exp", &sum_exp);
+  nb::class_<Pages>(m, "Pages").def(nb::init<int, int, int, int, const std::string&>());
+  m.def("kv_write", &kv_write);
+  m.def("attention", &attention);
+  m.def("attention_merge", &attention_merge);
+  m.def("gguf_dequantize", &gguf_dequantize);
+  m.def("gguf_row_bytes", &octavo::gguf_row_bytes);
+  m.def("encode_rtn", &encode_rtn);
+  m.def("half_round_trip", &half_round_trip);
+}

@@ -1,0 +1,158 @@
+#include "codecs/gguf_blocks.h"
+
+#include "codecs/half.h"
+
+namespace octavo {
+namespace {
+
+constexpr int8_t kIq4Levels[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                   1,    13,   25,  38,  53,  69,  89,  113};
+
+// n bytes of nibbles: the low ones are inputs 0 .. n-1, the high ones n .. 2n-1.
+inline void split_nibbles(const uint8_t* in, int n, uint8_t* codes) {
+  for (int i = 0; i < n; ++i) {
+    codes[i] = in[i] & 15;
+    codes[n + i] = static_cast<uint8_t>(in[i] >> 4);
+  }
+}
+
+// Bit i of a word of 32 becomes bit 4 of code i.
+inline void add_fifth_bit(uint32_t bits, uint8_t* codes) {
+  for (int i = 0; i < 32; ++i) codes[i] |= static_cast<uint8_t>(((bits >> i) & 1u) << 4);
+}
+
+void decode_q4_0(const uint8_t* b, const BlockOut& out) {
+  out.scales[0] = load_half(b);
+  split_nibbles(b + 2, 16, out.codes);
+}
+
+void decode_q4_1(const uint8_t* b, const BlockOut& out) {
+  out.scales[0] = load_half(b);
+  out.offsets[0] = load_half(b + 2);
+  split_nibbles(b + 4, 16, out.codes);
+}
+
+void decode_q5_0(const uint8_t* b, const BlockOut& out) {
+  out.scales[0] = load_half(b);
+  split_nibbles(b + 6, 16, out.codes);
+  add_fifth_bit(load_u32(b + 2), out.codes);
+}
+
+void decode_q5_1(const uint8_t* b, const BlockOut& out) {
+  out.scales[0] = load_half(b);
+  out.offsets[0] = load_half(b + 2);
+  split_nibbles(b + 8, 16, out.codes);
+  add_fifth_bit(load_u32(b + 4), out.codes);
+}
+
+void decode_q8_0(const uint8_t* b, const BlockOut& out) {
+  out.scales[0] = load_half(b);
+  for (int i = 0; i < 32; ++i) out.codes[i] = static_cast<uint8_t>(b[2 + i] ^ 0x80u);
+}
+
+void decode_q2_k(const uint8_t* b, const BlockOut& out) {
+  const float d = load_half(b + 80), dmin = load_half(b + 82);
+  for (int g = 0; g < 16; ++g) {
+    out.scales[g] = d * static_cast<float>(b[g] & 15);
+    out.offsets[g] = -(dmin * static_cast<float>(b[g] >> 4));
+  }
+  for (int i = 0; i < 256; ++i) {  // 128 inputs share 32 bytes, two bits each
+    const uint8_t byte = b[16 + 32 * (i / 128) + i % 32];
+    out.codes[i] = (byte >> (2 * (i / 32 % 4))) & 3;
+  }
+}
+
+void decode_q3_k(const uint8_t* b, const BlockOut& out) {
+  const uint8_t *high = b, *low = b + 32, *sub = b + 96;
+  const float d = load_half(b + 108);
+  for (int g = 0; g < 16; ++g) {
+    const int nibble = (sub[g % 8] >> (4 * (g / 8))) & 15;
+    const int top = (sub[8 + g % 4] >> (2 * (g / 4))) & 3;
+    out.scales[g] = d * static_cast<float>((nibble | top << 4) - 32);
+  }
+  for (int i = 0; i < 256; ++i) {  // the high bit adds 4; zero is 4
+    const int two = (low[32 * (i / 128) + i % 32] >> (2 * (i / 32 % 4))) & 3;
+    out.codes[i] = static_cast<uint8_t>(two | ((high[i % 32] >> (i / 32)) & 1) << 2);
+  }
+}
+
+// Eight 6-bit scales and minima in 12 bytes (Q4_K, Q5_K), times d and -dmin.
+inline void decode_k_scales(const uint8_t* b, const BlockOut& out) {
+  const float d = load_half(b), dmin = load_half(b + 2);
+  const uint8_t* s = b + 4;
+  for (int g = 0; g < 8; ++g) {
+    int scale = s[g % 4] & 63, min = s[4 + g % 4] & 63;
+    if (g >= 4) {
+      scale = (s[8 + g % 4] & 15) | (s[g % 4] >> 6) << 4;
+      min = (s[8 + g % 4] >> 4) | (s[4 + g % 4] >> 6) << 4;
+    }
+    out.scales[g] = d * static_cast<float>(scale);
+    out.offsets[g] = -(dmin * static_cast<float>(min));
+  }
+}
+
+void decode_q4_k(const uint8_t* b, const BlockOut& out) {
+  decode_k_scales(b, out);
+  for (int i = 0; i < 4; ++i) split_nibbles(b + 16 + 32 * i, 32, out.codes + 64 * i);
+}
+
+void decode_q5_k(const uint8_t* b, const BlockOut& out) {
+  decode_k_scales(b, out);
+  const uint8_t* high = b + 16;
+  for (int i = 0; i < 4; ++i) split_nibbles(b + 48 + 32 * i, 32, out.codes + 64 * i);
+  for (int i = 0; i < 256; ++i) {
+    out.codes[i] |= static_cast<uint8_t>(((high[i % 32] >> (i / 32)) & 1) << 4);
+  }
+}
+
+void decode_q6_k(const uint8_t* b, const BlockOut& out) {
+  const uint8_t *low = b, *high = b + 128;
+  const float d = load_half(b + 208);
+  for (int g = 0; g < 16; ++g) {
+    out.scales[g] = d * static_cast<float>(static_cast<int8_t>(b[192 + g]));
+  }
+  for (int half = 0; half < 2; ++half) {
+    for (int i = 0; i < 128; ++i) {
+      const int four = (low[64 * half + i % 64] >> (4 * (i / 64))) & 15;
+      const int two = (high[32 * half + i % 32] >> (2 * (i / 32))) & 3;
+      out.codes[128 * half + i] = static_cast<uint8_t>(four | two << 4);
+    }
+  }
+}
+
+void decode_iq4_xs(const uint8_t* b, const BlockOut& out) {
+  const float d = load_half(b);
+  const uint16_t high = load_u16(b + 2);
+  for (int g = 0; g < 8; ++g) {
+    const int nibble = (b[4 + g / 2] >> (4 * (g % 2))) & 15;
+    out.scales[g] = d * static_cast<float>((nibble | ((high >> (2 * g)) & 3) << 4) - 32);
+    split_nibbles(b + 8 + 16 * g, 16, out.codes + 32 * g);
+  }
+}
+
+//   type, inputs, bytes, group, bits, zero, has_offset, half_scales, levels8, decode
+constexpr GgufBlock kBlocks[] = {
+    {"Q4_0", 32, 18, 32, 4, 8, false, true, nullptr, decode_q4_0},
+    {"Q4_1", 32, 20, 32, 4, 0, true, true, nullptr, decode_q4_1},
+    {"Q5_0", 32, 22, 32, 5, 16, false, true, nullptr, decode_q5_0},
+    {"Q5_1", 32, 24, 32, 5, 0, true, true, nullptr, decode_q5_1},
+    {"Q8_0", 32, 34, 32, 8, 128, false, true, nullptr, decode_q8_0},
+    {"Q2_K", 256, 84, 16, 2, 0, true, false, nullptr, decode_q2_k},
+    {"Q3_K", 256, 110, 16, 3, 4, false, false, nullptr, decode_q3_k},
+    {"Q4_K", 256, 144, 32, 4, 0, true, false, nullptr, decode_q4_k},
+    {"Q5_K", 256, 176, 32, 5, 0, true, false, nullptr, decode_q5_k},
+    {"Q6_K", 256, 210, 16, 6, 32, false, false, nullptr, decode_q6_k},
+    {"IQ4_NL", 32, 18, 32, 4, 0, false, true, kIq4Levels, decode_q4_0},
+    {"IQ4_XS", 256, 136, 32, 4, 0, false, false, kIq4Levels, decode_iq4_xs},
+};
+
+}  // namespace
+
+const GgufBlock* gguf_block(std::string_view type) {
+  for (const GgufBlock& b : kBlocks) {
+    if (b.type == type) return &b;
+  }
+  return nullptr;
+}
+
+}  // namespace octavo

@@ -1,0 +1,29 @@
+// AVX2 with FMA and F16C.
+#include <stddef.h>
+#include <stdint.h>
+
+#include <immintrin.h>
+
+#include "kernels/table.h"
+
+#define OCTAVO_ISA_NAME "avx2"
+
+namespace octavo {
+namespace {
+
+#include "kernels/vec_avx2.h"
+#include "kernels/math.inl"
+#include "kernels/elementwise.inl"
+#include "kernels/linear_float.inl"
+#include "kernels/linear_a8.inl"
+#include "kernels/attention.inl"
+#include "kernels/rows.inl"
+
+const LinearKernel kRows[] = {OCTAVO_PLAIN_A8_ROWS, OCTAVO_FLOAT_ROWS(true)};
+const KernelTable kTable = OCTAVO_TABLE(kRows);
+
+}  // namespace
+
+const KernelTable* table_avx2() { return &kTable; }
+
+}  // namespace octavo

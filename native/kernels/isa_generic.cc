@@ -1,0 +1,27 @@
+// Any machine: plain C++, and the meaning that the other ISAs must reproduce bit for bit.
+#include <stddef.h>
+#include <stdint.h>
+
+#include "kernels/table.h"
+
+#define OCTAVO_ISA_NAME "generic"
+
+namespace octavo {
+namespace {
+
+#include "kernels/vec_generic.h"
+#include "kernels/math.inl"
+#include "kernels/elementwise.inl"
+#include "kernels/linear_float.inl"
+#include "kernels/linear_a8.inl"
+#include "kernels/attention.inl"
+#include "kernels/rows.inl"
+
+const LinearKernel kRows[] = {OCTAVO_PLAIN_A8_ROWS, OCTAVO_FLOAT_ROWS(false)};
+const KernelTable kTable = OCTAVO_TABLE(kRows);
+
+}  // namespace
+
+const KernelTable* table_generic() { return &kTable; }
+
+}  // namespace octavo

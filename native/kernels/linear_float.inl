@@ -1,0 +1,214 @@
+// The codec path: a chunk of a panel is decoded to fp32 once, then multiplied by every row of
+// activations. It serves each (code, abf16 or a32); only the decoder differs.
+
+constexpr int kTilePanels = 4;   // panels at once for one row of activations (hides fma latency)
+constexpr int kTileRows = 4;     // rows at once otherwise, by two panels
+constexpr int kChunk = 128;      // inputs decoded at once: a multiple of kUnit
+
+struct Levels {
+  float v[256];
+};
+
+// Values of all codes, so that decoding has one form: levels8, levels, or code - zero.
+inline void fill_levels(const PackedWeight& w, Levels* out) {
+  const int n = w.code == Code::kNibble ? 16 : 256;
+  for (int i = 0; i < n; ++i) {
+    out->v[i] = w.levels8 ? static_cast<float>(w.levels8[i])
+                          : (w.levels ? w.levels[i] : static_cast<float>(i - w.zero));
+  }
+}
+
+inline const uint8_t* panel_at(const PackedWeight& w, int p) {
+  return w.data + static_cast<int64_t>(p) * w.panel_bytes;
+}
+inline int group_of(const PackedWeight& w, int k) { return w.n_groups == 1 ? 0 : k / w.group; }
+
+inline F load_scale(const PackedWeight& w, const uint8_t* base, int group) {
+  return w.scale_f32 ? f_load(reinterpret_cast<const float*>(base) + 16 * group)
+                     : f_load_half(reinterpret_cast<const uint16_t*>(base) + 16 * group);
+}
+
+// Scales of 16 consecutive inputs (groups are never finer).
+struct Scales {
+  F scale, offset;
+  bool has_offset;
+};
+inline Scales scales_at(const PackedWeight& w, const uint8_t* panel, int k) {
+  const int g = group_of(w, k);
+  return {load_scale(w, panel + w.scale_offset, g),
+          w.has_offset ? load_scale(w, panel + w.offset_offset, g) : f_zero(), w.has_offset};
+}
+
+template <bool kRound>
+inline void put(float* out, F value, const Scales& s) {
+  F x = f_mul(s.scale, value);
+  if (s.has_offset) x = f_add(x, s.offset);
+  f_store(out, kRound ? f_round_bf16(x) : x);
+}
+
+// Inputs [k, k + 32) of a panel to out[32][16].
+template <bool kLut, bool kRound>
+inline void decode_nibbles(const PackedWeight& w, const Levels& lv, const uint8_t* panel, int k,
+                           float* out) {
+  const F zero = f_set1(static_cast<float>(w.zero));
+  const uint8_t* unit = panel + static_cast<int64_t>(k) * 8;
+  for (int half = 0; half < 2; ++half) {
+    const Scales s = scales_at(w, panel, k + 16 * half);
+    for (int i = 0; i < 16; ++i) {
+      const I word = i_load(unit + (i / 4) * 64);
+      const I code = i_and(i_shr(word, 8 * (i % 4) + 4 * half), i_set1(15));
+      const F v = kLut ? f_lookup16(lv.v, code) : f_sub(f_of_int(code), zero);
+      put<kRound>(out + (16 * half + i) * 16, v, s);
+    }
+  }
+}
+
+template <bool kLut, bool kRound>
+inline void decode_bytes(const PackedWeight& w, const Levels& lv, const uint8_t* panel, int k,
+                         float* out) {
+  const F zero = f_set1(static_cast<float>(w.zero));
+  const uint8_t* unit = panel + static_cast<int64_t>(k) * 16;
+  for (int half = 0; half < 2; ++half) {
+    const Scales s = scales_at(w, panel, k + 16 * half);
+    for (int i = 0; i < 16; ++i) {
+      const I word = i_load(unit + (4 * half + i / 4) * 64);
+      const I code = i_and(i_shr(word, 8 * (i % 4)), i_set1(255));
+      const F v = kLut ? f_lookup256(lv.v, code) : f_sub(f_of_int(code), zero);
+      put<kRound>(out + (16 * half + i) * 16, v, s);
+    }
+  }
+}
+
+template <bool kRound>
+inline void decode_unit(const PackedWeight& w, const Levels& lv, const uint8_t* panel, int k,
+                        float* out) {
+  const bool lut = w.levels8 || w.levels;
+  if (w.code == Code::kNibble) {
+    lut ? decode_nibbles<true, kRound>(w, lv, panel, k, out)
+        : decode_nibbles<false, kRound>(w, lv, panel, k, out);
+  } else if (w.code == Code::kByte) {
+    lut ? decode_bytes<true, kRound>(w, lv, panel, k, out)
+        : decode_bytes<false, kRound>(w, lv, panel, k, out);
+  } else if (w.code == Code::kBf16) {
+    for (int i = 0; i < kUnit; i += 2) {
+      const I pair = i_load(panel + static_cast<int64_t>(k + i) * 32);
+      f_store(out + i * 16, f_bf16_low(pair));
+      f_store(out + i * 16 + 16, f_bf16_high(pair));
+    }
+  } else {
+    const float* in = reinterpret_cast<const float*>(panel) + static_cast<int64_t>(k) * 16;
+    for (int i = 0; i < kUnit; ++i) {
+      const F v = f_load(in + 16 * i);
+      f_store(out + i * 16, kRound ? f_round_bf16(v) : v);
+    }
+  }
+}
+
+// A chunk of inputs of kPanels panels ([kc][16] each) and of kRows rows of activations.
+struct FloatChunk {
+  const float* w[kTilePanels];
+  const float* x;
+  int64_t ldx;
+  int kc;
+};
+
+template <int kPanels, int kRows>
+inline void float_tile(const FloatChunk& c, float* y, int64_t ldy) {
+  F acc[kPanels][kRows];
+  for (int p = 0; p < kPanels; ++p) {
+    for (int r = 0; r < kRows; ++r) acc[p][r] = f_load(y + r * ldy + 16 * p);
+  }
+  for (int k = 0; k < c.kc; ++k) {
+    F w[kPanels];
+    for (int p = 0; p < kPanels; ++p) w[p] = f_load(c.w[p] + 16 * k);
+    for (int r = 0; r < kRows; ++r) {
+      const F x = f_set1(c.x[r * c.ldx + k]);
+      for (int p = 0; p < kPanels; ++p) acc[p][r] = f_fma(w[p], x, acc[p][r]);
+    }
+  }
+  for (int p = 0; p < kPanels; ++p) {
+    for (int r = 0; r < kRows; ++r) f_store(y + r * ldy + 16 * p, acc[p][r]);
+  }
+}
+
+// Rows [r, r + rows) of bf16 activations at input k, widened.
+inline void widen_rows(const ActView& x, int r, int rows, int k, int kc, float* out) {
+  for (int i = 0; i < rows; ++i) {
+    const uint16_t* row = x.bf16 + static_cast<int64_t>(r + i) * x.k_pad + k;
+    for (int j = 0; j < kc; j += 16) f_store(out + i * kChunk + j, f_load_bf16(row + j));
+  }
+}
+
+template <int kPanels, int kRows, bool kRound>
+inline void float_rows(const ActView& x, FloatChunk& c, int k, int r, float* y, int64_t ldy) {
+  alignas(64) float wide[kRows * kChunk];
+  if (kRound) {
+    widen_rows(x, r, kRows, k, c.kc, wide);
+    c.x = wide;
+    c.ldx = kChunk;
+  } else {
+    c.x = x.f32 + static_cast<int64_t>(r) * x.k_pad + k;
+    c.ldx = x.k_pad;
+  }
+  float_tile<kPanels, kRows>(c, y + r * ldy, ldy);
+}
+
+// kPanels panels from p, all inputs, all rows.
+template <int kPanels, bool kRound>
+inline void float_panels(const PackedWeight& w, const Levels& lv, const ActView& x, int m, float* y,
+                         int64_t ldy, int p) {
+  alignas(64) float decoded[kPanels * kChunk * 16];
+  for (int r = 0; r < m; ++r) {
+    for (int i = 0; i < kPanels; ++i) f_store(y + r * ldy + 16 * i, f_zero());
+  }
+  FloatChunk c = {};
+  for (int k = 0; k < w.k_pad; k += kChunk) {
+    c.kc = smaller(kChunk, w.k_pad - k);
+    for (int i = 0; i < kPanels; ++i) {
+      if (w.code == Code::kF32 && !kRound) {
+        c.w[i] = reinterpret_cast<const float*>(panel_at(w, p + i)) + static_cast<int64_t>(k) * 16;
+        continue;
+      }
+      float* out = decoded + i * kChunk * 16;
+      c.w[i] = out;
+      for (int u = 0; u < c.kc; u += kUnit) {
+        decode_unit<kRound>(w, lv, panel_at(w, p + i), k + u, out + u * 16);
+      }
+    }
+    int r = 0;
+    if (kPanels < kTilePanels) {
+      for (; r + kTileRows <= m; r += kTileRows) {
+        float_rows<kPanels, kPanels < kTilePanels ? kTileRows : 1, kRound>(x, c, k, r, y, ldy);
+      }
+    }
+    for (; r < m; ++r) float_rows<kPanels, 1, kRound>(x, c, k, r, y, ldy);
+  }
+}
+
+template <bool kRound>
+inline void linear_float(const PackedWeight& w, const ActView& x, int m, float* y, int64_t ldy,
+                         int p0, int p1) {
+  Levels lv;
+  if (w.levels8 || w.levels) fill_levels(w, &lv);
+  int p = p0;
+  if (m == 1) {
+    for (; p + kTilePanels <= p1; p += kTilePanels) {
+      float_panels<kTilePanels, kRound>(w, lv, x, m, y + 16 * p, ldy, p);
+    }
+  }
+  for (; p + 2 <= p1; p += 2) float_panels<2, kRound>(w, lv, x, m, y + 16 * p, ldy, p);
+  for (; p < p1; ++p) float_panels<1, kRound>(w, lv, x, m, y + 16 * p, ldy, p);
+}
+
+
+inline void unpack_row(const PackedWeight& w, int row, float* out) {
+  Levels lv;
+  if (w.levels8 || w.levels) fill_levels(w, &lv);
+  const int lane = row % 16;
+  const uint8_t* panel = panel_at(w, row / 16);
+  alignas(64) float unit[kUnit * 16];
+  for (int k = 0; k < w.k; k += kUnit) {
+    decode_unit<false>(w, lv, panel, k, unit);
+    for (int i = 0; i < smaller(kUnit, w.k - k); ++i) out[k + i] = unit[i * 16 + lane];
+  }
+}

@@ -1,0 +1,103 @@
+// GGUF rows: to the affine view, to a plan, or to fp32.
+#include <cstring>
+
+#include "codecs/gguf_blocks.h"
+#include "codecs/half.h"
+#include "pack/pack.h"
+
+namespace octavo {
+namespace {
+
+int float_bytes(const std::string& type) {
+  if (type == "F32") return 4;
+  return type == "F16" || type == "BF16" ? 2 : 0;
+}
+
+void widen(const std::string& type, const uint8_t* data, int64_t n, float* out) {
+  if (type == "F32") {
+    std::memcpy(out, data, static_cast<size_t>(n) * 4);
+  } else if (type == "F16") {
+    for (int64_t i = 0; i < n; ++i) out[i] = load_half(data + 2 * i);
+  } else {
+    for (int64_t i = 0; i < n; ++i) out[i] = bf16_to_float(load_u16(data + 2 * i));
+  }
+}
+
+void block_values(const GgufBlock& b, const uint8_t* codes, const float* scales,
+                  const float* offsets, float* out) {
+  for (int i = 0; i < b.inputs; ++i) {
+    const int v = b.levels8 ? b.levels8[codes[i]] : codes[i] - b.zero;
+    const float x = scales[i / b.group] * static_cast<float>(v);
+    out[i] = b.has_offset ? x + offsets[i / b.group] : x;
+  }
+}
+
+}  // namespace
+
+int64_t gguf_row_bytes(const std::string& type, int k) {
+  if (const int bytes = float_bytes(type)) return static_cast<int64_t>(k) * bytes;
+  const GgufBlock* b = gguf_block(type);
+  return b && k % b->inputs == 0 ? static_cast<int64_t>(k / b->inputs) * b->bytes : 0;
+}
+
+bool gguf_affine(const std::string& type, const uint8_t* data, int rows, int k, AffineRows* out) {
+  const GgufBlock* b = gguf_block(type);
+  if (!b || k % b->inputs != 0) return false;
+  out->rows = rows;
+  out->k = k;
+  out->group = b->group;
+  out->zero = b->zero;
+  out->bits = b->bits;
+  const size_t values = static_cast<size_t>(rows) * static_cast<size_t>(k);
+  const size_t groups = values / static_cast<size_t>(b->group);
+  out->codes.resize(values);
+  out->scales.resize(groups);
+  out->offsets.resize(b->has_offset ? groups : 0);
+  const size_t blocks = values / static_cast<size_t>(b->inputs);
+  const size_t per_block = static_cast<size_t>(b->inputs / b->group);
+  for (size_t i = 0; i < blocks; ++i) {
+    b->decode(data + i * static_cast<size_t>(b->bytes),
+              {out->codes.data() + i * static_cast<size_t>(b->inputs),
+               out->scales.data() + i * per_block,
+               b->has_offset ? out->offsets.data() + i * per_block : nullptr});
+  }
+  return true;
+}
+
+bool gguf_plan(const std::string& type, int n, int k, PackPlan* out) {
+  *out = PackPlan{};
+  out->n = n;
+  out->k = k;
+  if (float_bytes(type) != 0) {  // fp16 values need more bits than bf16 has: widened
+    out->code = type == "BF16" ? Code::kBf16 : Code::kF32;
+    return true;
+  }
+  const GgufBlock* b = gguf_block(type);
+  if (!b || k % b->inputs != 0) return false;
+  out->code = b->bits <= 4 ? Code::kNibble : Code::kByte;
+  out->group = b->group;
+  out->zero = b->zero;
+  out->scale_f32 = !b->half_scales;
+  out->has_offset = b->has_offset;
+  if (b->levels8) out->levels8.assign(b->levels8, b->levels8 + 16);
+  return true;
+}
+
+bool gguf_dequantize(const std::string& type, const uint8_t* data, int rows, int k, float* out) {
+  if (float_bytes(type) != 0) {
+    widen(type, data, static_cast<int64_t>(rows) * k, out);
+    return true;
+  }
+  const GgufBlock* b = gguf_block(type);
+  if (!b || k % b->inputs != 0) return false;
+  uint8_t codes[256];
+  float scales[16], offsets[16];
+  const int64_t blocks = static_cast<int64_t>(rows) * (k / b->inputs);
+  for (int64_t i = 0; i < blocks; ++i) {
+    b->decode(data + i * b->bytes, {codes, scales, offsets});
+    block_values(*b, codes, scales, offsets, out + i * b->inputs);
+  }
+  return true;
+}
+
+}  // namespace octavo

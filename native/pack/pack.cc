@@ -1,0 +1,192 @@
+// Panels of 16 rows (T16) from rows, and their geometry.
+#include "pack/pack.h"
+
+#include <algorithm>
+#include <cassert>
+#include <cstring>
+
+#include "codecs/half.h"
+
+namespace octavo {
+namespace {
+
+struct Geometry {
+  int k_pad, panels, n_groups;
+  int64_t scale_offset, offset_offset, panel_bytes;
+};
+
+int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
+
+bool has_codes(Code code) { return code == Code::kNibble || code == Code::kByte; }
+
+int64_t code_bytes(Code code, int k_pad) {  // of a panel
+  switch (code) {
+    case Code::kNibble: return static_cast<int64_t>(k_pad) * 8;
+    case Code::kByte: return static_cast<int64_t>(k_pad) * 16;
+    case Code::kBf16: return static_cast<int64_t>(k_pad) * 32;
+    case Code::kF32: break;
+  }
+  return static_cast<int64_t>(k_pad) * 64;
+}
+
+Geometry geometry(const PackPlan& plan) {
+  Geometry g = {};
+  g.k_pad = static_cast<int>(round_up(plan.k, kUnit));
+  g.panels = static_cast<int>(round_up(plan.n, kLanes) / kLanes);
+  g.scale_offset = code_bytes(plan.code, g.k_pad);
+  g.offset_offset = g.scale_offset;
+  int64_t end = g.scale_offset;
+  if (has_codes(plan.code)) {
+    g.n_groups = plan.group >= plan.k ? 1 : g.k_pad / plan.group;
+    const int64_t table = static_cast<int64_t>(g.n_groups) * kLanes * (plan.scale_f32 ? 4 : 2);
+    g.offset_offset = g.scale_offset + table;
+    end = g.offset_offset + (plan.has_offset ? table : 0);
+  }
+  g.panel_bytes = round_up(end, 64);
+  return g;
+}
+
+// Where row `row` puts its 4-byte words: every 64 bytes from here.
+uint8_t* row_words(const Geometry& g, uint8_t* data, int row) {
+  return data + (row / kLanes) * g.panel_bytes + (row % kLanes) * 4;
+}
+
+inline void put_word(uint8_t* line, uint32_t word) { std::memcpy(line, &word, 4); }
+
+// 32 codes of one row to 4 words of nibbles, or 8 of bytes.
+inline void pack_unit(Code code, const uint8_t* codes, uint8_t* out) {
+  if (code == Code::kByte) {
+    for (int j = 0; j < 8; ++j) put_word(out + 64 * j, load_u32(codes + 4 * j));
+    return;
+  }
+  for (int j = 0; j < 4; ++j) {
+    put_word(out + 64 * j, load_u32(codes + 4 * j) | load_u32(codes + 16 + 4 * j) << 4);
+  }
+}
+
+void pack_codes(const PackPlan& plan, const Geometry& g, uint8_t* out, const uint8_t* codes) {
+  const int64_t unit_bytes = plan.code == Code::kByte ? 512 : 256;
+  int k = 0;
+  for (; k + kUnit <= plan.k; k += kUnit) {
+    pack_unit(plan.code, codes + k, out + k / kUnit * unit_bytes);
+  }
+  if (k == g.k_pad) return;
+  uint8_t last[kUnit];
+  std::memset(last, plan.zero, kUnit);
+  std::memcpy(last, codes + k, static_cast<size_t>(plan.k - k));
+  pack_unit(plan.code, last, out + k / kUnit * unit_bytes);
+}
+
+// One value per group of row `row`; groups that the row doesn't have (padding) are 0.
+void pack_table(const PackPlan& plan, const Geometry& g, uint8_t* table, int row,
+                const float* values, int n) {
+  const int lane = row % kLanes;
+  for (int i = 0; i < g.n_groups; ++i) {
+    const float v = i < n ? values[i] : 0.0f;
+    const int64_t at = static_cast<int64_t>(i) * kLanes + lane;
+    if (plan.scale_f32) {
+      std::memcpy(table + 4 * at, &v, 4);
+    } else {
+      const uint16_t h = float_to_half(v);
+      std::memcpy(table + 2 * at, &h, 2);
+    }
+  }
+}
+
+void pack_affine_row(const PackPlan& plan, const Geometry& g, uint8_t* data, int row,
+                     const uint8_t* codes, const float* scales, const float* offsets) {
+  const int stored = plan.group >= plan.k ? 1 : (plan.k + plan.group - 1) / plan.group;
+  uint8_t* panel = data + (row / kLanes) * g.panel_bytes;
+  pack_codes(plan, g, row_words(g, data, row), codes);
+  pack_table(plan, g, panel + g.scale_offset, row, scales, stored);
+  if (plan.has_offset) pack_table(plan, g, panel + g.offset_offset, row, offsets, stored);
+}
+
+void pack_f32_row(const PackPlan& plan, const Geometry& g, uint8_t* data, int row, const float* w) {
+  uint8_t* out = row_words(g, data, row);
+  if (plan.code == Code::kF32) {
+    for (int k = 0; k < plan.k; ++k) std::memcpy(out + 64 * static_cast<int64_t>(k), w + k, 4);
+    for (int k = plan.k; k < g.k_pad; ++k) put_word(out + 64 * static_cast<int64_t>(k), 0);
+    return;
+  }
+  for (int k = 0; k < g.k_pad; k += 2) {
+    const uint32_t even = k < plan.k ? float_to_bf16(w[k]) : 0u;
+    const uint32_t odd = k + 1 < plan.k ? float_to_bf16(w[k + 1]) : 0u;
+    put_word(out + 32 * static_cast<int64_t>(k), even | odd << 16);
+  }
+}
+
+}  // namespace
+
+int64_t packed_bytes(const PackPlan& plan) {
+  const Geometry g = geometry(plan);
+  return g.panel_bytes * g.panels;
+}
+
+PackedWeight packed_view(const PackPlan& plan, uint8_t* data) {
+  const Geometry g = geometry(plan);
+  const size_t codes = plan.code == Code::kNibble ? 16 : 256;
+  assert(plan.levels8.empty() || plan.levels8.size() == codes);
+  assert(plan.levels.empty() || plan.levels.size() == codes);
+  static_cast<void>(codes);
+  PackedWeight w;
+  w.n = plan.n;
+  w.k = plan.k;
+  w.k_pad = g.k_pad;
+  w.panels = g.panels;
+  w.code = plan.code;
+  w.group = has_codes(plan.code) ? std::min(plan.group, g.k_pad) : g.k_pad;
+  if (g.n_groups == 1) w.group = g.k_pad;
+  w.n_groups = g.n_groups;
+  w.zero = plan.zero;
+  w.scale_f32 = plan.scale_f32;
+  w.has_offset = plan.has_offset;
+  w.levels8 = plan.levels8.empty() ? nullptr : plan.levels8.data();
+  w.levels = plan.levels.empty() ? nullptr : plan.levels.data();
+  w.data = data;
+  w.panel_bytes = g.panel_bytes;
+  w.scale_offset = g.scale_offset;
+  w.offset_offset = g.offset_offset;
+  return w;
+}
+
+void pack_affine(const PackPlan& plan, uint8_t* data, int row0, const AffineRows& rows) {
+  assert(has_codes(plan.code) && rows.k == plan.k && row0 + rows.rows <= plan.n);
+  const Geometry g = geometry(plan);
+  const size_t k = static_cast<size_t>(plan.k);
+  const size_t groups = rows.scales.size() / static_cast<size_t>(std::max(rows.rows, 1));
+  for (int r = 0; r < rows.rows; ++r) {
+    const size_t i = static_cast<size_t>(r);
+    const float* offsets = plan.has_offset ? rows.offsets.data() + i * groups : nullptr;
+    pack_affine_row(plan, g, data, row0 + r, rows.codes.data() + i * k,
+                    rows.scales.data() + i * groups, offsets);
+  }
+}
+
+void pack_f32(const PackPlan& plan, uint8_t* data, int row0, int rows, const float* w) {
+  assert(!has_codes(plan.code) && row0 + rows <= plan.n);
+  const Geometry g = geometry(plan);
+  for (int r = 0; r < rows; ++r) {
+    pack_f32_row(plan, g, data, row0 + r, w + static_cast<int64_t>(r) * plan.k);
+  }
+}
+
+void clear_padding(const PackPlan& plan, uint8_t* data) {
+  const Geometry g = geometry(plan);
+  const std::vector<uint8_t> codes(static_cast<size_t>(plan.k), static_cast<uint8_t>(plan.zero));
+  const std::vector<float> zeros(static_cast<size_t>(g.k_pad), 0.0f);
+  for (int row = plan.n; row < g.panels * kLanes; ++row) {
+    if (has_codes(plan.code)) {
+      pack_affine_row(plan, g, data, row, codes.data(), zeros.data(), zeros.data());
+    } else {
+      pack_f32_row(plan, g, data, row, zeros.data());
+    }
+  }
+  for (int p = 0; p < g.panels; ++p) {  // the gap that rounds a panel up to 64 bytes
+    const int64_t tables = has_codes(plan.code) ? (plan.has_offset ? 2 : 1) : 0;
+    const int64_t used = g.scale_offset + tables * (g.offset_offset - g.scale_offset);
+    std::memset(data + p * g.panel_bytes + used, 0, static_cast<size_t>(g.panel_bytes - used));
+  }
+}
+
+}  // namespace octavo
