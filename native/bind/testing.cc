@@ -25,7 +25,7 @@
 
 namespace nb = nanobind;
 
-void bind_testing(nb::module_ m);
+void bind_testing(nb::module_& m);
 
 namespace {
 
@@ -460,7 +460,7 @@ Out<float> half_round_trip(In<float> x) {
 
 }  // namespace
 
-void bind_testing(nb::module_ m) {
+void bind_testing(nb::module_& m) {
   nb::class_<Packed>(m, "Packed")
       .def_prop_ro("n", [](const Packed& w) { return w.plan.n; })
       .def_prop_ro("k", [](const Packed& w) { return w.plan.k; })
