@@ -53,6 +53,11 @@ class RowsView:
     def format(self) -> NumberFormat:
         return format_of(self.stored.type)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of these rows in the file."""
+        return self.shape[0] * self._row_bytes()
+
     def raw(self, start: int, stop: int) -> RawBlocks:
         if self.add:
             raise InternalError(f"{self.stored.name} has a constant to add: read it as float32")
@@ -69,9 +74,8 @@ class RowsView:
         return values.reshape(-1, *self.shape[1:])
 
     def drop(self) -> None:
-        row_bytes = self._row_bytes()
-        start = self.stored.offset + self.first * row_bytes
-        self.stored.mapping.drop(start, self.shape[0] * row_bytes)
+        start = self.stored.offset + self.first * self._row_bytes()
+        self.stored.mapping.drop(start, self.nbytes)
 
     def _rows(self, start: int, stop: int) -> U8:
         if not 0 <= start <= stop <= self.shape[0]:
