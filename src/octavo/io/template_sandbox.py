@@ -79,9 +79,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **values: Any) -> Any:
-        owner = getattr(__obj, "__self__", None)
+        method = getattr(__obj, "__wrapped__", __obj)  # the sandbox has wrapped str.format
+        owner = getattr(method, "__self__", None)
         if isinstance(owner, str):
-            _check_fields(owner if getattr(__obj, "__name__", "") == "format" else "")
+            _check_fields(owner if method.__name__ in ("format", "format_map") else "")
             _check_arguments(owner, (*args, *values.values()))
         return super().call(__context, __obj, *args, **values)
 

@@ -6,11 +6,12 @@ which "<|im_end|>" means the control token; with False it is spelled out like an
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from octavo.core.errors import TokenizerError
 from octavo.io.tokenizer_parts import TokenizerParts
@@ -95,17 +96,32 @@ class Tokenizer:
         return self._continued(_valid_text(text), lambda piece: self._encode(piece, True))
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
-        """The text of ids. Bytes that aren't valid UTF-8 become U+FFFD; unknown ids are empty."""
-        return self._backend.decode(list(ids), skip_special_tokens=skip_special)
+        """The text of ids. Bytes that aren't valid UTF-8 become U+FFFD; unknown ids are empty.
+
+        The bytes of all tokens in a row, so that a text streamed piece by piece comes out the same.
+        """
+        kept = (i for i in ids if not (skip_special and i in self.special_ids))
+        text = b"".join(map(self.token_bytes, kept)).decode("utf-8", "replace")
+        return text[1:] if self.strips_space and text.startswith(" ") else text
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes a token stands for in the middle of a text (b"" for ids without a text)."""
         piece = self._backend.id_to_token(token)
         if piece is None:
             return b""
-        if piece in self.added_tokens:
+        if self._spelling != "bytes" and piece in self.added_tokens:
             return piece.encode()
         return self._piece_bytes(piece)
+
+    @cached_property
+    def strips_space(self) -> bool:
+        """Whether a decoded text loses the space that encoding put before it."""
+        steps = self._decoder.get("decoders", [self._decoder])
+        strip = any(step.get("type") == "Strip" and step.get("start", 0) > 0 for step in steps)
+        return strip or any(
+            step.get("type") == "Metaspace" and step.get("prepend_scheme") != "never"
+            for step in steps
+        )
 
     def token_id(self, text: str) -> int | None:
         """The id whose piece is exactly `text` as the vocabulary spells it, if there is one."""
@@ -140,9 +156,13 @@ class Tokenizer:
         ids = encode("\n" + text)
         return ids[len(newline) :] if ids[: len(newline)] == newline else encode(text)
 
+    @cached_property
+    def _byte_of_letter(self) -> Mapping[str, int]:
+        return _byte_letters()
+
     def _piece_bytes(self, piece: str) -> bytes:
         if self._spelling == "bytes":
-            table = _byte_of_letter()
+            table = self._byte_of_letter
             if all(letter in table for letter in piece):
                 return bytes(table[letter] for letter in piece)
             return piece.encode()
@@ -151,13 +171,19 @@ class Tokenizer:
         return piece.replace(_SPACE, " ").encode()
 
     @cached_property
+    def _decoder(self) -> dict[str, Any]:
+        """The backend's decoder as tokenizer.json describes it."""
+        decoder = self._backend.decoder
+        state: dict[str, Any] = json.loads(decoder.__getstate__()) if decoder is not None else {}
+        return state
+
+    @cached_property
     def _spelling(self) -> str:
         """How pieces spell bytes: "bytes" (byte-level), "pieces" (<0x0A>) or "plain"."""
-        decoder = self._backend.decoder
-        state = decoder.__getstate__().decode() if decoder is not None else ""
-        if '"ByteLevel"' in state:
+        steps = {step.get("type") for step in self._decoder.get("decoders", [self._decoder])}
+        if "ByteLevel" in steps:
             return "bytes"
-        return "pieces" if '"ByteFallback"' in state else "plain"
+        return "pieces" if "ByteFallback" in steps else "plain"
 
 
 def load_tokenizer(path: Path, gguf_metadata: Mapping[str, object] | None = None) -> Tokenizer:
@@ -214,7 +240,7 @@ def _is_byte_piece(piece: str) -> bool:
     return len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">")
 
 
-def _byte_of_letter() -> Mapping[str, int]:
+def _byte_letters() -> Mapping[str, int]:
     """GPT-2's spelling of bytes: printable Latin-1 as itself, the others from U+0100 on."""
     kept = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), 256)]
     others = [byte for byte in range(256) if byte not in kept]
