@@ -67,15 +67,16 @@ def test_extend_is_all_or_nothing_over_groups():
 
 
 def test_a_window_group_gives_back_what_has_slid_out():
-    """The picture at the head of the module: window 6, block size 4, 13 tokens."""
+    """The picture at the head of the module: window 6, block size 4, token 16 comes."""
     pool = pool_of(6, None)
     lease = pool.lease()
     assert lease.extend(13)
-    assert lease.extend(1)  # the query at 13 reads 8 .. 13
+    assert lease.extend(3)
+    assert lease.extend(1)  # the query at 16 reads 11 .. 16
     assert lease.table(0).tolist()[:2] == [ABSENT, ABSENT]
     assert (lease.table(0)[2:] != ABSENT).all()
     assert (lease.table(1) != ABSENT).all()
-    assert [group.free for group in pool.groups] == [6, 4]
+    assert [group.free for group in pool.groups] == [5, 3]
     pool.check()
 
 
@@ -147,7 +148,7 @@ def test_truncate_cannot_bring_back_a_window():
     pool = pool_of(4)
     lease = pool.lease()
     lease.extend(12)
-    lease.extend(1)
+    lease.extend(1)  # gives back the first two blocks
     with pytest.raises(InternalError, match="slid out"):
         lease.truncate(6)
     lease.truncate(12)

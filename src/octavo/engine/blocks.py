@@ -2,12 +2,13 @@
 
 The idea is that of PagedAttention (arXiv:2309.06180). A sequence's keys and values lie in blocks of
 `block_size` tokens; its block table says which. Layers with equal windows form a group with a pool
-of its own, so that window layers give back the blocks that no later query reads:
+of its own, so that window layers give back the blocks that no later query reads, whenever a new
+block is due:
 
-    window group, window 6, block size 4, 13 tokens written      .  = token    | block |
+    window group, window 6, block size 4, token 16 comes         .  = token    | block |
 
-        | . . . . | . . . . | . . . . | .       |      the query at position 13 reads 8 .. 13:
-          slid out  slid out                           table = [-1, -1, 7, 2]
+        | . . . . | . . . . | . . . . | . . . . | .       |   its query reads 11 .. 16:
+          slid out  slid out                                  table = [-1, -1, 7, 2, 5]
 
 Prefix caching will hash full blocks in `BlockPool` (a free block keeps its content until it is
 taken) and publish them from `Lease`; nothing else needs to know.
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import count
 from types import TracebackType
 from typing import NamedTuple
 
@@ -97,8 +99,9 @@ class KvPool:
     def __init__(self, layout: KvLayout, kv_blocks: Sequence[int], max_blocks: int) -> None:
         self.layout, self.max_blocks = layout, max_blocks
         self.block_size = layout.block_size
-        self.groups = tuple(BlockPool(count, layout.block_size) for count in kv_blocks)
+        self.groups = tuple(BlockPool(size, layout.block_size) for size in kv_blocks)
         self._leases: set[Lease] = set()
+        self._stamps = count()
 
     def lease(self) -> Lease:
         """A lease of no tokens yet."""
@@ -147,7 +150,9 @@ class Lease:
         self._n_tokens = n_tokens
         self._n_blocks = -(-n_tokens // pool.block_size)
         self._first = [0] * len(pool.groups)  # blocks before it have slid out of the window
+        self._room = 0  # tokens that need neither a block nor a look at the tail's holders
         self._copies: list[Copy] = []
+        self.stamp = next(pool._stamps)  # changes with the table; never the same for two leases
 
     @property
     def n_tokens(self) -> int:
@@ -164,6 +169,13 @@ class Lease:
 
     def extend(self, n_tokens: int) -> bool:
         """Cover n_tokens more, or change nothing but what has slid out and return False."""
+        if n_tokens > self._room:
+            return self._extend_blocks(n_tokens)
+        self._room -= n_tokens
+        self._n_tokens += n_tokens
+        return True
+
+    def _extend_blocks(self, n_tokens: int) -> bool:
         stop = self._n_tokens + n_tokens
         n_blocks = -(-stop // self._pool.block_size)
         if n_blocks > self._pool.max_blocks:
@@ -180,10 +192,12 @@ class Lease:
             for index in range(self._n_blocks, n_blocks):
                 self._table[group, index] = pool.take()
         self._n_tokens, self._n_blocks = stop, n_blocks
+        self._room = n_blocks * self._pool.block_size - stop
         return True
 
     def _slide(self) -> None:
         """Free the blocks that no query from position n_tokens on reads."""
+        self.stamp = next(self._pool._stamps)
         for group, spec in enumerate(self._pool.layout.groups):
             if spec.window is not None:
                 first = self._first_needed(spec.window, self._n_tokens)
@@ -206,6 +220,10 @@ class Lease:
         self._table[group, index] = target
         self._copies.append(Copy(group, source, target))
 
+    @property
+    def copies_due(self) -> bool:
+        return bool(self._copies)
+
     def take_copies(self) -> list[Copy]:
         """The copies that must be done, in order, before the next write; forgets them."""
         copies, self._copies = self._copies, []
@@ -221,7 +239,8 @@ class Lease:
                 self._check_window(group, self._first_needed(spec.window, n_tokens))
             self._drop(group, max(keep, self._first[group]), self._n_blocks)
             self._first[group] = min(self._first[group], keep)
-        self._n_tokens, self._n_blocks = n_tokens, keep
+        self._n_tokens, self._n_blocks, self._room = n_tokens, keep, 0
+        self.stamp = next(self._pool._stamps)
         self._copies = [] if n_tokens == 0 else self._copies
 
     def _check_window(self, group: int, needed: int) -> None:
@@ -234,6 +253,7 @@ class Lease:
             raise InternalError("a lease was forked before its copies were taken")
         twin = Lease(self._pool, self._table.copy(), self._n_tokens)
         twin._first = list(self._first)
+        self._room = 0  # the tail is shared from here on
         for group, pool in enumerate(self._pool.groups):
             for block in self._table[group, self._first[group] : self._n_blocks].tolist():
                 pool.share(block)

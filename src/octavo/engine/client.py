@@ -13,7 +13,7 @@ import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import NamedTuple, Protocol, Union
+from typing import NamedTuple, Protocol
 
 from octavo.core.errors import InternalError, OctavoError
 from octavo.engine.engine import Engine, with_seed
@@ -107,7 +107,7 @@ class _Stop(NamedTuple):
     """Close the loop."""
 
 
-_Message = Union[_Submit, _Abort, _Stop]
+_Message = _Submit | _Abort | _Stop
 
 
 class _Loop:

@@ -22,6 +22,7 @@ from octavo.backends.base import (
     StepBatch,
 )
 from octavo.core.errors import InternalError, RequestError
+from octavo.engine.blocks import Lease
 from octavo.engine.request import Request
 from octavo.engine.scheduler import Chunk, Sequence, StepPlan
 
@@ -44,6 +45,7 @@ class Filler:
         self._bias: list[tuple[I32, F32]] = [empty] * config.max_seqs
         self._held_back: set[Sequence] = set()  # those that may not stop yet (min_tokens)
         self._order: list[int] = []  # slots of the previous step's sequences
+        self._tables = [-1] * config.max_seqs  # stamp of the block table that each row holds
 
     def fill(self, plan: StepPlan) -> StepBatch:
         """Lay out the plan. The batch is valid until the next call."""
@@ -101,8 +103,8 @@ class Filler:
             tokens += sequence.tokens[chunk.start : stop]
             positions += range(chunk.start, stop)
             starts.append(len(tokens))
-            blocks = sequence.lease.blocks
-            batch.block_table[:, index, : blocks.shape[1]] = blocks
+            if sequence.lease.stamp != self._tables[index]:
+                self._lay_table(index, sequence.lease)
         n_rows = len(tokens)
         batch.n_seqs = len(chunks)
         batch.token[:n_rows] = tokens
@@ -110,15 +112,21 @@ class Filler:
         batch.row_start[: len(starts)] = starts
         self._fill_wants(chunks, starts)
 
+    def _lay_table(self, index: int, lease: Lease) -> None:
+        blocks = lease.blocks
+        self.batch.block_table[:, index, : blocks.shape[1]] = blocks
+        self._tables[index] = lease.stamp
+
     def _fill_wants(self, chunks: list[Chunk], starts: list[int]) -> None:
         batch = self.batch
         wants = [WANT_NOTHING] * starts[-1]
-        for chunk, start, stop in zip(chunks, starts, starts[1:], strict=False):
-            more = WANT_NOTHING if chunk.sequence.request.params.logprobs is None else WANT_LOGPROBS
+        for index, chunk in enumerate(chunks):
+            params = chunk.sequence.request.params
+            more = WANT_NOTHING if params.logprobs is None else WANT_LOGPROBS
             if chunk.samples:
-                wants[stop - 1] = WANT_TOKEN | more
+                wants[starts[index + 1] - 1] = WANT_TOKEN | more
             for position in chunk.scored:
-                row = start + position - chunk.start
+                row = starts[index] + position - chunk.start
                 wants[row] = WANT_TARGET | more
                 batch.target[row] = chunk.sequence.request.prompt[position + 1]
         batch.want[: starts[-1]] = wants

@@ -1,8 +1,8 @@
 """The slow twin of native sampling: the definition, in plain numpy, kept forever.
 
 Order: bias, penalties, temperature, top-k, top-p, min-p. Candidates are sorted by (logit
-descending, id ascending). Logits, bias, penalties and all parameters are fp32; probabilities and the
-walk are fp64.
+descending, id ascending). Logits, bias, penalties and all parameters are fp32; probabilities and
+the walk are fp64.
 """
 
 from __future__ import annotations

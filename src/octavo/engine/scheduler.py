@@ -1,9 +1,9 @@
 """Which tokens run in the next step: no tensors, no clock, no I/O.
 
-The one rule: a sequence has `computed` and known tokens, and a step lets `computed` catch up, within
-a budget of tokens. That covers prefill (much to catch up), chunked prefill (the budget ends first),
-decode (one token), and recomputation after a preemption. A sequence that has caught up gets a new
-token. Order within a step (Sarathi-Serve, arXiv:2403.02310): decodes, then prefills that have
+The one rule: a sequence has `computed` and known tokens, and a step lets `computed` catch up,
+within a budget of tokens. That covers prefill (much to catch up), chunked prefill (the budget ends
+first), decode (one token), and recomputation after a preemption. A sequence that has caught up gets
+a new token. Order within a step (Sarathi-Serve, arXiv:2403.02310): decodes, then prefills that have
 begun, then new sequences in order of arrival; so a decode never waits for a prefill.
 
 When blocks run out, the youngest sequence that holds any goes back to waiting and will be computed
@@ -52,13 +52,14 @@ class Sequence:
     slot: int = -1  # which of max_seqs places it runs in; -1: waiting
     unborn: list[int] = field(default_factory=list)  # choices that fork off before the last token
 
-    @property
-    def n_prompt(self) -> int:
-        return len(self.request.prompt)
+    n_prompt: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.n_prompt = len(self.request.prompt)
 
     @property
     def n_output(self) -> int:
-        return len(self.tokens) - len(self.request.prompt)
+        return len(self.tokens) - self.n_prompt
 
     @property
     def lag(self) -> int:
@@ -67,24 +68,26 @@ class Sequence:
         return (self.n_prompt - 1 if self.unborn else len(self.tokens)) - self.computed
 
 
+_NO_ROWS = range(0)
+
+
 class Chunk(NamedTuple):
     """Rows start .. start + count of a sequence in one step."""
 
     sequence: Sequence
     start: int
     count: int
+    samples: bool  # its last row gives a new token
+    scored: range = _NO_ROWS  # positions whose next prompt token's log-probability is wanted
 
-    @property
-    def samples(self) -> bool:
-        """Whether its last row gives a new token."""
-        return self.start + self.count == len(self.sequence.tokens)
 
-    @property
-    def scored(self) -> range:
-        """Positions of the rows whose next prompt token's log-probability is wanted."""
-        sequence = self.sequence
-        first = max(self.start, sequence.unscored)
-        return range(first, max(first, min(self.start + self.count, sequence.n_prompt - 1)))
+def _chunk(sequence: Sequence, count: int) -> Chunk:
+    start = sequence.computed
+    stop = start + count
+    last = min(stop, sequence.n_prompt - 1)
+    first = sequence.unscored if sequence.unscored > start else start
+    scored = range(first, last) if first < last else _NO_ROWS
+    return Chunk(sequence, start, count, stop == len(sequence.tokens), scored)
 
 
 @dataclass(slots=True)
@@ -98,7 +101,7 @@ class StepPlan:
     preempted: int = 0
 
     def add(self, sequence: Sequence, count: int) -> None:
-        self.chunks.append(Chunk(sequence, sequence.computed, count))
+        self.chunks.append(_chunk(sequence, count))
         self.budget -= count
 
     def remove(self, sequence: Sequence) -> None:
@@ -180,21 +183,22 @@ class Scheduler:
     def schedule(self) -> StepPlan:
         """The next step. Its chunks are empty only when nothing is left, or after preemptions."""
         plan = StepPlan(self.limits.max_tokens)
-        running = list(self._running)
-        for sequence in running:
-            if sequence.lag == 1:
-                self._advance(sequence, plan)
-        for sequence in running:
-            if sequence.lag > 1 and sequence.slot >= 0:
-                self._advance(sequence, plan)
+        behind: list[Sequence] = []
+        for sequence in list(self._running):
+            if sequence.lag > 1:
+                behind.append(sequence)
+            else:
+                self._advance(sequence, 1, plan)
+        for sequence in behind:
+            self._advance(sequence, min(sequence.lag, plan.budget), plan)
         if not plan.preempted:  # what was freed at a price is not given to newcomers
             self._admit(plan)
         for chunk in plan.chunks:
-            plan.copies += chunk.sequence.lease.take_copies()
+            if chunk.sequence.lease.copies_due:
+                plan.copies += chunk.sequence.lease.take_copies()
         return plan
 
-    def _advance(self, sequence: Sequence, plan: StepPlan) -> None:
-        count = min(sequence.lag, plan.budget)
+    def _advance(self, sequence: Sequence, count: int, plan: StepPlan) -> None:
         while sequence.slot >= 0 and count > 0:
             if sequence.lease.extend(count):
                 plan.add(sequence, count)
@@ -249,18 +253,18 @@ class Scheduler:
         for chunk in plan.chunks:
             sequence = chunk.sequence
             sequence.computed += chunk.count
-            scores = _scores(chunk, result, entry)
+            scores = _scores(chunk, result, entry) if chunk.scored else ()
             entry += len(scores)
             if chunk.samples:
                 logprobs = _logprobs(sequence, result, entry)
                 outputs.append(self._append(sequence, tokens[entry], logprobs, scores))
                 entry += 1
-            else:
-                if scores:
-                    outputs.append(
-                        Output(sequence.request.id, sequence.choice, (), prompt_logprobs=scores)
-                    )
-                self._fork_when_due(sequence)
+                continue
+            if scores:
+                outputs.append(
+                    Output(sequence.request.id, sequence.choice, (), prompt_logprobs=scores)
+                )
+            self._fork_when_due(sequence)
         if entry != result.n:
             raise InternalError(f"the step gave {result.n} entries where {entry} were wanted")
         return outputs
@@ -382,8 +386,6 @@ def _logprobs(sequence: Sequence, result: StepResult, entry: int) -> tuple[Token
 
 def _scores(chunk: Chunk, result: StepResult, entry: int) -> tuple[TokenLogprobs, ...]:
     positions, sequence = chunk.scored, chunk.sequence
-    if not positions:
-        return ()
     count = sequence.request.params.logprobs or 0
     targets = sequence.request.prompt[positions.start + 1 : positions.stop + 1]
     sequence.unscored = positions.stop
