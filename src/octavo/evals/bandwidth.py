@@ -6,6 +6,7 @@ the memory hierarchy it stays in is then the one that decoding reads from, too.
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -40,10 +41,10 @@ def read_bandwidth(size: int, threads: int, seconds: float = 0.2) -> Bandwidth:
 def native_reader() -> Reader | None:
     """The native probe (bytes, threads, seconds) -> bytes per second, where this build has it."""
     try:
-        from octavo import _native
+        native = importlib.import_module("octavo._native")
     except ImportError:
         return None
-    reader: Reader | None = getattr(_native, "read_bandwidth", None)
+    reader: Reader | None = getattr(native, "read_bandwidth", None)
     return reader
 
 

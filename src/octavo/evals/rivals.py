@@ -105,8 +105,8 @@ class LlamaCpp:
     def read_logits(self, rows: int) -> F32:
         """The logits of the last `decode`: a view [rows, vocab] into llama.cpp's buffer."""
         pointer = self._lib.llama_get_logits(self._ctx)
-        view: F32 = np.ctypeslib.as_array(pointer, shape=(rows, self.vocab))
-        return view
+        view: Any = np.ctypeslib.as_array(pointer, shape=(rows, self.vocab))
+        return np.asarray(view, np.float32)
 
     def logits(self, tokens: Sequence[int], first: int, rows: int) -> Iterator[F32]:
         """See Scorer.logits."""

@@ -93,8 +93,8 @@ def measure(
     samples: list[list[float]] = [[] for _ in wanted]
     probes: list[Bandwidth] = []
     for _ in range(repetitions):
-        for test, speeds in zip(wanted, samples, strict=True):
-            speeds.append(test.tokens / run(sequence, test, prompt, clock))
+        for test, rates in zip(wanted, samples, strict=True):
+            rates.append(test.tokens / run(sequence, test, prompt, clock))
         probes.append(probe(receipt.bytes_per_token, receipt.threads))
     speeds = tuple(Speed(t.name, tuple(s)) for t, s in zip(wanted, samples, strict=True))
     return BenchResult(speeds, tuple(probes))
