@@ -29,7 +29,7 @@ def inverse_frequencies(rope: RopeSpec, context: int) -> F32:
         return _inverse(_powers(rope.theta, rope.dim))
     match scaling.kind:
         case "linear":
-            return np.divide(_inverse(_powers(rope.theta, rope.dim)), np.float32(scaling.factor))
+            return _fp32(_inverse(_powers(rope.theta, rope.dim)) / np.float32(scaling.factor))
         case "dynamic":
             return _inverse(_powers(_dynamic_theta(rope, scaling, context), rope.dim))
         case "llama3":
@@ -39,7 +39,7 @@ def inverse_frequencies(rope: RopeSpec, context: int) -> F32:
         case "longrope":
             long = context > scaling.original_max_positions
             factors = scaling.long_factor if long else scaling.short_factor
-            return _inverse(np.array(factors, np.float32) * _powers(rope.theta, rope.dim))
+            return _inverse(_fp32(factors) * _powers(rope.theta, rope.dim))
 
 
 def attention_factor(rope: RopeSpec) -> float:
@@ -73,11 +73,15 @@ def cos_sin(rope: RopeSpec, positions: npt.ArrayLike, context: int) -> tuple[F32
 def _powers(theta: float, dim: int) -> F32:
     """theta ** (2i / dim), the exponent in fp32."""
     exponent = np.arange(0, dim, 2).astype(np.float32) / np.float32(dim)
-    return np.power(np.float64(np.float32(theta)), exponent.astype(np.float64)).astype(np.float32)
+    return _fp32(np.power(np.float64(np.float32(theta)), exponent.astype(np.float64)))
 
 
 def _inverse(x: F32) -> F32:
-    return np.divide(np.float32(1), x, dtype=np.float32)
+    return _fp32(np.float32(1) / x)
+
+
+def _fp32(x: npt.ArrayLike) -> F32:
+    return np.asarray(x, np.float32)
 
 
 def _dynamic_theta(rope: RopeSpec, scaling: RopeScaling, context: int) -> float:
@@ -90,16 +94,18 @@ def _dynamic_theta(rope: RopeSpec, scaling: RopeScaling, context: int) -> float:
 def _llama3(inverse: F32, scaling: RopeScaling) -> F32:
     """Slow pairs are divided by the factor, fast ones kept, those between interpolated."""
     if scaling.short_factor:  # a GGUF stores the quotients themselves
-        return inverse / np.array(scaling.short_factor, np.float32)
+        return _fp32(inverse / _fp32(scaling.short_factor))
     trained, factor = scaling.original_max_positions, np.float32(scaling.factor)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    wavelength = np.float32(2 * math.pi) / inverse
+    # torch divides a number by a tensor as reciprocal times number: two roundings
+    wavelength = _inverse(inverse) * np.float32(2 * math.pi)
     slow = wavelength > np.float32(trained / low)
     fast = wavelength < np.float32(trained / high)
     scaled = np.where(slow, inverse / factor, inverse)
-    smooth = (np.float32(trained) / wavelength - np.float32(low)) / np.float32(high - low)
+    turns = _inverse(wavelength) * np.float32(trained)
+    smooth = (turns - np.float32(low)) / np.float32(high - low)
     between = (np.float32(1) - smooth) * scaled / factor + smooth * scaled
-    return np.where(~slow & ~fast, between, scaled)
+    return _fp32(np.where(~slow & ~fast, between, scaled))
 
 
 def _yarn(rope: RopeSpec, scaling: RopeScaling) -> F32:
@@ -110,7 +116,7 @@ def _yarn(rope: RopeSpec, scaling: RopeScaling) -> F32:
     index = np.arange(rope.dim // 2, dtype=np.float32)
     ramp = np.clip((index - np.float32(low)) / np.float32(high - low), 0, 1)
     keep = np.float32(1) - ramp
-    return interpolated * (1 - keep) + kept * keep
+    return _fp32(interpolated * (np.float32(1) - keep) + kept * keep)
 
 
 def _yarn_range(rope: RopeSpec, scaling: RopeScaling) -> tuple[float, float]:

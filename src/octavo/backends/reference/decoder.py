@@ -92,14 +92,19 @@ class ReferenceDecoder:
         self, layer: int, x: torch.Tensor, table: tuple[torch.Tensor, torch.Tensor], kv: KvStore
     ) -> torch.Tensor:
         spec = self.spec.layers[layer].attention
-        q, k, v = (
-            self._linear(x, Role(part, layer), Role(bias, layer)).unflatten(-1, (-1, spec.head_dim))
-            for part, bias in (("q", "q_bias"), ("k", "k_bias"), ("v", "v_bias"))
-        )
+        q = self._heads(x, Role("q", layer), Role("q_bias", layer))
+        k = self._heads(x, Role("k", layer), Role("k_bias", layer))
+        v = self._heads(x, Role("v", layer), Role("v_bias", layer))
         if spec.qk_norm:
             q, k = self._norm(q, "q_norm", layer), self._norm(k, "k_norm", layer)
         mixed = kv.attend(layer, spec, rotate(q, *table), rotate(k, *table), v)
         return self._linear(mixed.flatten(-2), Role("o", layer), Role("o_bias", layer))
+
+    def _heads(self, x: torch.Tensor, role: Role, bias: Role) -> torch.Tensor:
+        """[rows, heads, head_dim] of q, k or v."""
+        assert role.layer is not None
+        y = self._linear(x, role, bias)
+        return y.reshape(x.shape[0], -1, self.spec.layers[role.layer].attention.head_dim)
 
     def _mlp(self, layer: int, x: torch.Tensor) -> torch.Tensor:
         mlp = self.spec.layers[layer].mlp
@@ -110,7 +115,7 @@ class ReferenceDecoder:
         if mlp.normalize_top_k:
             share = share / share.sum(dim=-1, keepdim=True)
         out = torch.zeros_like(x)
-        for expert in chosen.unique().tolist():
+        for expert in torch.unique(chosen).tolist():
             row, rank = torch.nonzero(chosen == expert, as_tuple=True)
             value = self._gated(layer, x[row], expert) * share[row, rank, None]
             out = out.index_add(0, row, value)

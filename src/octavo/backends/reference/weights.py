@@ -10,7 +10,7 @@ from octavo.formats.number_format import NumberFormat
 from octavo.formats.rtn import fake_quantize
 from octavo.io.weights import WeightSource
 from octavo.spec.decoder import DecoderSpec, Role
-from octavo.spec.graph import linear_roles, role_shape, roles
+from octavo.spec.graph import head_role, linear_roles, role_shape, roles
 
 Weights = dict[Role, torch.Tensor]
 Formats = dict[Role, NumberFormat]
@@ -22,9 +22,10 @@ def load_weights(
     """Tensors of the options' dtype and device, and the number format of each."""
     weights: Weights = {}
     formats: Formats = {}
-    linear = frozenset(linear_roles(spec))
+    coded = {Role("embed"), *linear_roles(spec)}  # what a format means; norms stay fp32
     for role in roles(spec):
-        tensor, formats[role] = _load(source, spec, role, options, role in linear)
+        wanted = _wanted(role, head_role(spec), options) if role in coded else "source"
+        tensor, formats[role] = _load(source, spec, role, wanted, options.device)
         weights[role] = tensor.to(options.torch_dtype)
     return weights, formats
 
@@ -40,7 +41,7 @@ def activation_rules(
 
 
 def _load(
-    source: WeightSource, spec: DecoderSpec, role: Role, options: ReferenceOptions, linear: bool
+    source: WeightSource, spec: DecoderSpec, role: Role, wanted: str, device: str
 ) -> tuple[torch.Tensor, NumberFormat]:
     view, expected = source.tensor(role), role_shape(spec, role)
     if tuple(view.shape) != expected:
@@ -48,18 +49,15 @@ def _load(
             f"{source.describe()}: {role} has shape {list(view.shape)}, "
             f"the config implies {list(expected)}"
         )
-    tensor = torch.tensor(view.float32(), device=options.device)
+    tensor = torch.tensor(view.float32(), device=device)
     view.drop()
-    wanted = _wanted(role, options) if linear else "source"
     if wanted == "source":
         return tensor, view.format
     target = NumberFormat.parse(wanted)
     return fake_quantize(tensor, target, torch), target
 
 
-def _wanted(role: Role, options: ReferenceOptions) -> str:
-    """Format asked for a linear role. A tied head is the embedding: either name keeps it."""
-    for part, kept in options.keep:
-        if part == role.part or (part == "head" and role.part == "embed"):
-            return kept
-    return options.format
+def _wanted(role: Role, head: Role, options: ReferenceOptions) -> str:
+    """Format asked for a role. A tied head is the embedding: `keep` may use either name."""
+    names = (role.part, "head") if role == head else (role.part,)
+    return next((kept for part, kept in options.keep if part in names), options.format)

@@ -48,7 +48,8 @@ class Qwen3Moe(StandardTensors):
 def _hf_mlps(config: ConfigReader, sizes: Sizes) -> tuple[DenseMlp | MoeMlp, ...]:
     """Every `decoder_sparse_step`-th layer has experts, unless `mlp_only_layers` names it."""
     activation = hf_activation(config)
-    experts = config.int_("num_experts", 128, high=2**14)
+    experts = config.int_("num_local_experts", 128, high=2**14)  # transformers 5
+    experts = config.int_("num_experts", experts, high=2**14)  # transformers 4
     top_k = config.int_("num_experts_per_tok", 8, high=experts)
     width = config.int_("moe_intermediate_size", 768, high=2**24)
     moe = MoeMlp(experts, top_k, width, config.bool_("norm_topk_prob", False), activation)
