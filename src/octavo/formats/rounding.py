@@ -266,6 +266,7 @@ def _sub_scales(
     peak = xp.amax(xp.abs(wide), axis=-1, keepdims=True)
     over = _positive_zero(round_float(_divide(peak, limits[1], xp), "fp16", xp), xp)
     sub = xp.clip(xp.round(_ratio(wide, over, xp)), limits[0], limits[1])
+    sub = _positive_zero(sub, xp)
     return xp.reshape(sub, x.shape), over, xp.reshape(over * sub, x.shape)
 
 

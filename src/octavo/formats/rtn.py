@@ -78,6 +78,8 @@ def _grouped(weight: F32, format: NumberFormat) -> F32:
             f"weight [{row}, {column}] is {weight[row, column]}: "
             f"{format} stores finite weights only; repair or exclude this tensor"
         )
+    if format.plain and np.abs(weight).max() > largest(format.variant):
+        raise _overflow(format)
     return weight.reshape(groups)
 
 
@@ -136,5 +138,11 @@ def _check_overflow(parts: Parts, format: NumberFormat) -> None:
         if part.dtype.kind in "iu" or np.isfinite(part.astype(np.float32)).all():
             continue
         if name == "codes":
-            raise FormatError(f"a weight exceeds {format}'s range; use bf16 or fp32")
+            raise _overflow(format)
         raise FormatError(f"{name} exceed the range of {format}; use _sbf16 or _sfp32 scales")
+
+
+def _overflow(format: NumberFormat) -> FormatError:
+    return FormatError(
+        f"a weight exceeds {largest(format.variant):g}, the largest of {format}; use bf16 or fp32"
+    )
