@@ -65,7 +65,7 @@ class FitRow:
 
 @dataclass(frozen=True, slots=True)
 class FitReport:
-    """What `--json` prints. `impossible`: formats that a shape of this model can't take, and why."""
+    """What `--json` prints. `impossible`: formats that some shape can't take, and why."""
 
     model: str
     family: str
@@ -181,7 +181,7 @@ def _machine_memory() -> float:
 def _print(report: FitReport) -> None:
     from rich.console import Console
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     console.print(
         f"{report.model}: {report.family}, {report.parameters / 1e9:.3g} billion parameters; "
         f"memory {human_decimal(report.memory)}, context {report.context:,} tokens"
@@ -204,7 +204,7 @@ def _table(report: FitReport) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("format", no_wrap=True)
     names = ["weights", "scales", "KV", "total", "fits", "longest"]
-    rates = ["tok/s", "tok/s full"] if report.bandwidth is not None else []
+    rates = ["tok/s", "full"] if report.bandwidth is not None else []
     for name in names + rates:
         table.add_column(name, justify="right", no_wrap=True)
     for row in report.rows:

@@ -212,7 +212,7 @@ def _print(report: InspectReport) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     console.print(fields(describe_spec(report.spec) | _facts(report)), soft_wrap=True)
     parts = Table(box=None, pad_edge=False)
     for name in ("part", "shape", "type", "format"):
@@ -223,7 +223,12 @@ def _print(report: InspectReport) -> None:
         parts.add_row(*cells)
     console.print(parts)
     if report.unread_keys:
-        console.print(f"keys that nothing reads: {', '.join(report.unread_keys)}", soft_wrap=True)
+        console.print(f"keys that nothing reads: {_plain(report.unread_keys)}", soft_wrap=True)
+
+
+def _plain(names: Sequence[str]) -> str:
+    """Names from an untrusted file: none may steer the terminal."""
+    return ", ".join(name if name.isprintable() else repr(name) for name in names)
 
 
 def _facts(report: InspectReport) -> dict[str, str]:
