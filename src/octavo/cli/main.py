@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = cli.main(words, prog_name="octavo", standalone_mode=False)
         sys.stdout.flush()
         return status if isinstance(status, int) else 0
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):  # click turns the first into the second
         return _forget_stdout()
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED

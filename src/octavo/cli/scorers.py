@@ -21,15 +21,14 @@ def open_scorer(name: str, config: RuntimeConfig) -> Scorer:
     but for context, threads and the KV format."""
     if name.startswith(RIVAL):
         return _rival(name.removeprefix(RIVAL), config)
-    from octavo.api import LLM
-
+    from octavo.backends import native
     from octavo.evals.scorer import ExecutorScorer
+    from octavo.io.checkpoint import open_model
 
-    llm = LLM(name, format=config.format, config=config)
-    receipt = llm.receipt()
-    return ExecutorScorer(
-        llm.executor, f"{name} ({receipt.backend} {receipt.isa}, {config.format})"
-    )
+    with open_model(_path(name)) as model:
+        executor = native.load(model.spec, model.source, config)
+    receipt = executor.receipt()
+    return ExecutorScorer(executor, f"{name} ({config.format}, {receipt.backend} {receipt.isa})")
 
 
 def open_reference(name: str, config: RuntimeConfig) -> Scorer:

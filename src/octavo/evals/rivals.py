@@ -123,7 +123,7 @@ class LlamaCpp:
 
     def _scored(self, tokens: Sequence[int], position: int) -> F32:
         self.decode(tokens, position, every=True)
-        return self.read_logits(len(tokens)).copy()
+        return np.array(self.read_logits(len(tokens)), np.float32)
 
     def close(self) -> None:
         """Free everything. The object is unusable afterwards."""

@@ -1,0 +1,122 @@
+"""`octavo run`: one prompt, its answer as it comes, and what it took."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from octavo.cli.options import (
+    json_option,
+    runtime_config,
+    runtime_options,
+    sampling_options,
+    sampling_params,
+)
+from octavo.cli.output import emit_json, summary_line
+from octavo.core.errors import UserError
+
+if TYPE_CHECKING:
+    from octavo.api import LLM, Completion, Delta
+    from octavo.backends.base import Receipt
+    from octavo.engine.request import SamplingParams
+
+
+@click.command()
+@click.argument("model")
+@click.argument("prompt")
+@click.option("--raw", is_flag=True, help="Continue the text; leave the chat template out.")
+@runtime_options
+@sampling_options
+@json_option
+def command(model: str, prompt: str, raw: bool, as_json: bool) -> None:
+    """Answer PROMPT ("-" reads it from standard input) with MODEL.
+
+    MODEL is a directory, a .gguf file, a hub id or a demo model. The model's chat template is
+    applied where it has one. Greedy unless told otherwise. The last line says how fast, from how
+    many bytes per token, on which kernels.
+    """
+    from octavo.api import LLM
+
+    config, params = runtime_config(), sampling_params()
+    text = _read(prompt)
+    with LLM(model, format=config.format, config=config) as llm:
+        receipt = llm.receipt()
+        if receipt.requantized and not as_json:
+            click.echo(_warning(receipt))
+        completion = _answer(llm, text, params, raw, show=not as_json)
+        if as_json:
+            emit_json(_as_json(model, config.format, completion, receipt))
+        else:
+            click.echo("\n\n" + _last_line(completion, receipt))
+
+
+def _read(prompt: str) -> str:
+    text = sys.stdin.read() if prompt == "-" else prompt
+    if not text:
+        raise UserError("the prompt is empty: give a text, or - to read it from standard input")
+    return text
+
+
+def _warning(receipt: Receipt) -> str:
+    formats = ", ".join(sorted({use.format for use in receipt.kernels}))
+    return f"requantized, quality not measured ({formats}; the reference is the file as it is)"
+
+
+def _answer(llm: LLM, text: str, params: SamplingParams, raw: bool, show: bool) -> Completion:
+    """The finished answer; what comes is shown at once."""
+    for delta in _deltas(llm, text, params, raw):
+        if show:
+            click.echo(delta.text, nl=False)
+        if delta.completion is not None:
+            return delta.completion
+    raise UserError("the answer was cut off: the model was closed")
+
+
+def _deltas(llm: LLM, text: str, params: SamplingParams, raw: bool) -> Iterator[Delta]:
+    if raw or llm.tokenizer.chat_template is None:
+        return llm.stream(text, params)
+    return llm.chat([{"role": "user", "content": text}], params, stream=True)
+
+
+def kernel_names(receipt: Receipt) -> list[str]:
+    """Distinct kernels, those that read the most bytes first."""
+    read: dict[str, int] = {}
+    for use in receipt.kernels:
+        read[use.kernel] = read.get(use.kernel, 0) + use.bytes_per_token
+    return sorted(read, key=lambda name: (-read[name], name))
+
+
+def _last_line(completion: Completion, receipt: Receipt) -> str:
+    rate = completion.decode_tokens_per_second
+    return summary_line(rate, receipt.bytes_per_token, kernel_names(receipt), receipt.threads)
+
+
+def _as_json(
+    model: str, number_format: str, completion: Completion, receipt: Receipt
+) -> dict[str, object]:
+    return {
+        "model": model,
+        "text": completion.text,
+        "tokens": list(completion.tokens),
+        "prompt_tokens": completion.prompt_tokens,
+        "finish_reason": completion.finish_reason,
+        "stop_reason": completion.stop_reason,
+        "time_to_first_token": completion.time_to_first_token,
+        "prefill_tokens_per_second": completion.prefill_tokens_per_second,
+        "decode_tokens_per_second": completion.decode_tokens_per_second,
+        "bytes_per_token": receipt.bytes_per_token,
+        "packed_bytes": receipt.packed_bytes,
+        "kernels": kernel_names(receipt),
+        "fallbacks": [use for use in receipt.kernels if use.fallback],
+        "isa": receipt.isa,
+        "threads": receipt.threads,
+        "kv": receipt.kv_format,
+        "format": number_format,
+        "formats": sorted({use.format for use in receipt.kernels}),
+        "requantized": receipt.requantized,
+        "seed": completion.seed,
+        "notes": list(receipt.notes),
+    }
