@@ -1,0 +1,131 @@
+#include <algorithm>
+
+#include "exec/step.h"
+
+namespace octavo {
+namespace {
+
+int first_key(const Layer& layer, int position) {
+  return layer.window > 0 ? std::max(0, position - layer.window + 1) : 0;
+}
+
+}  // namespace
+
+// Rows of one sequence, in blocks that one item of attention handles.
+void Step::plan_tiles() {
+  tiles_.clear();
+  const int rows = std::max(1, std::min(kTileRows, kTileQueries / plan_.max_group_heads));
+  for (int s = 0; s < n_seqs_; ++s)
+    for (int r = a_.row_start[s]; r < a_.row_start[s + 1]; r += rows)
+      tiles_.push_back({s, r, std::min(rows, a_.row_start[s + 1] - r)});
+  int last = 0;
+  for (int r = 0; r < rows_; ++r) last = std::max(last, a_.position[r]);
+  max_splits_ = last / kSplitKeys + 1;
+  const int items = static_cast<int>(tiles_.size()) * plan_.layers[0].kv_heads;
+  share_splits_ = max_splits_ > 1 && rows_ <= kSharedSplitRows && items < 2 * pool_.threads();
+  for (std::atomic<int>& next : next_item_) next.store(0, std::memory_order_relaxed);
+}
+
+bool Step::attention(int t, const Layer& layer, int index) {
+  std::atomic<int>& next = next_item_[static_cast<size_t>(index)];
+  const int heads = layer.kv_heads, splits = share_splits_ ? max_splits_ : 1;
+  const int items = static_cast<int>(tiles_.size()) * heads * splits;
+  const int64_t group = layer.heads / layer.kv_heads;
+  Partials shared = shared_;
+  shared.queries = int64_t{rows_} * layer.heads;
+  shared.kv_stride = rows_ * group;
+  shared.splits = max_splits_;
+  for (int i; (i = next.fetch_add(1, std::memory_order_relaxed)) < items;) {
+    const Tile& tile = tiles_[static_cast<size_t>(i / (heads * splits))];
+    const int kv_head = i / splits % heads;
+    if (share_splits_) {
+      const int64_t query0 = kv_head * shared.kv_stride + tile.row0 * group;
+      attend_split(t, layer, tile, kv_head, i % splits, shared, query0);
+    } else {
+      attend_tile(t, layer, tile, kv_head);
+    }
+  }
+  if (!barrier(t)) return false;
+  if (!share_splits_) return true;
+  for (int i = part(rows_ * heads, t); i < part(rows_ * heads, t + 1); ++i)
+    merge_row(t, layer, i / heads, i % heads, shared,
+              i % heads * shared.kv_stride + i / heads * group);
+  return barrier(t);
+}
+
+// All splits of a tile, one after the other, and their merge.
+void Step::attend_tile(int t, const Layer& layer, const Tile& tile, int kv_head) {
+  int low = a_.position[tile.row0], high = low;
+  for (int r = tile.row0; r < tile.row0 + tile.rows; ++r) {
+    low = std::min(low, a_.position[r]);
+    high = std::max(high, a_.position[r]);
+  }
+  const int group = layer.heads / layer.kv_heads;
+  Partials mine = workers_[static_cast<size_t>(t)].partials;
+  mine.queries = int64_t{tile.rows} * group;
+  mine.split0 = first_key(layer, low) / kSplitKeys;
+  mine.splits = high / kSplitKeys + 1 - mine.split0;
+  for (int split = mine.split0; split <= high / kSplitKeys; ++split)
+    attend_split(t, layer, tile, kv_head, split, mine, 0);
+  for (int r = 0; r < tile.rows; ++r)
+    merge_row(t, layer, tile.row0 + r, kv_head, mine, int64_t{r} * group);
+}
+
+void Step::attend_split(int t, const Layer& layer, const Tile& tile, int kv_head, int split,
+                        const Partials& to, int64_t query0) {
+  Worker& w = workers_[static_cast<size_t>(t)];
+  const int group = layer.heads / layer.kv_heads, dim = layer.head_dim;
+  int32_t position[kTileQueries];
+  int high = 0, low = a_.position[tile.row0];
+  for (int i = 0; i < tile.rows; ++i) {
+    const int p = a_.position[tile.row0 + i];
+    std::fill_n(position + i * group, group, p);
+    std::copy_n(qkv_ + (tile.row0 + i) * ld_qkv_ + kv_head * group * dim, group * dim,
+                w.query + i * group * dim);
+    low = std::min(low, p);
+    high = std::max(high, p);
+  }
+  const int key0 = split * kSplitKeys, key1 = std::min(key0 + kSplitKeys, high + 1);
+  if (key0 >= key1 || key1 <= first_key(layer, low)) return;  // no query sees it, no merge reads it
+  const int64_t part = split - to.split0;
+  AttentionArgs args;
+  args.kv = layer.kv;
+  args.block_table = table(tile.seq, layer.kv_group);
+  args.kv_head = kv_head;
+  args.n_q = tile.rows * group;
+  args.key0 = key0;
+  args.key1 = key1;
+  args.window = layer.window;
+  args.q = w.query;
+  args.q_stride = dim;
+  args.pos = position;
+  args.scale = layer.scale;
+  args.softcap = layer.softcap;
+  args.o = to.o + (query0 * to.splits + part) * dim;
+  args.o_stride = int64_t{to.splits} * dim;
+  args.m = to.m + part * to.queries + query0;
+  args.l = to.l + part * to.queries + query0;
+  args.scratch = w.scores;
+  k_.attention(args);
+}
+
+// Merges the splits that the row sees, and no others: what a tile holds beside it leaves no trace.
+void Step::merge_row(int t, const Layer& layer, int row, int kv_head, const Partials& from,
+                     int64_t query0) {
+  const int group = layer.heads / layer.kv_heads, dim = layer.head_dim;
+  const int position = a_.position[row];
+  const int first = first_key(layer, position) / kSplitKeys - from.split0;
+  const int parts = position / kSplitKeys - from.split0 + 1 - first;
+  float* m = workers_[static_cast<size_t>(t)].merged;
+  float* l = m + parts;
+  for (int h = 0; h < group; ++h) {
+    for (int i = 0; i < parts; ++i) {
+      m[i] = from.m[(first + i) * from.queries + query0 + h];
+      l[i] = from.l[(first + i) * from.queries + query0 + h];
+    }
+    k_.attention_merge(from.o + ((query0 + h) * from.splits + first) * dim, dim, m, l, parts, dim,
+                       attn_ + row * ld_attn_ + (kv_head * group + h) * dim);
+  }
+}
+
+}  // namespace octavo

@@ -1,0 +1,46 @@
+#include "exec/kv.h"
+
+#include <cstring>
+#include <stdexcept>
+
+namespace octavo {
+namespace {
+
+KvLayerView layout(const LayerDesc& layer, const RuntimeDesc& runtime) {
+  const int64_t element = runtime.kv_format == KvFormat::kBf16 ? 2 : 4;
+  KvLayerView kv;
+  kv.block_size = runtime.block_size;
+  kv.kv_heads = layer.kv_heads;
+  kv.head_dim = layer.head_dim;
+  kv.format = runtime.kv_format;
+  kv.head_stride_k = kv.head_stride_v = element * layer.head_dim * runtime.block_size;
+  kv.v_offset = kv.head_stride_k * layer.kv_heads;
+  kv.block_stride = 2 * kv.v_offset;
+  return kv;
+}
+
+}  // namespace
+
+// Huge pages are not asked for: a short answer would pay for 2 MB in every layer.
+KvCache::KvCache(const ModelDesc& model, const RuntimeDesc& runtime)
+    : arena_(4096, false), blocks_(runtime.kv_blocks) {
+  for (const LayerDesc& layer : model.layers) {
+    if (layer.kv_group < 0 || layer.kv_group >= groups())
+      throw std::invalid_argument("a layer names a KV group that has no block count");
+    KvLayerView kv = layout(layer, runtime);
+    kv.base = arena_.allocate(static_cast<size_t>(kv.block_stride * blocks(layer.kv_group)));
+    layers_.push_back(kv);
+    group_of_layer_.push_back(layer.kv_group);
+  }
+}
+
+void KvCache::copy(int group, int source, int destination) {
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    if (group_of_layer_[i] != group) continue;
+    const KvLayerView& kv = layers_[i];
+    std::memcpy(kv.base + destination * kv.block_stride, kv.base + source * kv.block_stride,
+                static_cast<size_t>(kv.block_stride));
+  }
+}
+
+}  // namespace octavo

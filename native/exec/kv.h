@@ -1,0 +1,31 @@
+// The paged cache: per group and layer one run of blocks, touched (and so paid for) only in use.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/arena.h"
+#include "exec/model.h"
+
+namespace octavo {
+
+class KvCache {
+ public:
+  // Throws std::bad_alloc when the address space is exhausted.
+  KvCache(const ModelDesc& model, const RuntimeDesc& runtime);
+
+  const KvLayerView& layer(int index) const { return layers_[static_cast<size_t>(index)]; }
+  int groups() const { return static_cast<int>(blocks_.size()); }
+  int blocks(int group) const { return blocks_[static_cast<size_t>(group)]; }
+
+  // Copies one block in all layers of a group.
+  void copy(int group, int source, int destination);
+
+ private:
+  Arena arena_;
+  std::vector<KvLayerView> layers_;
+  std::vector<int> group_of_layer_;
+  std::vector<int> blocks_;
+};
+
+}  // namespace octavo

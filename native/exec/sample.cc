@@ -1,0 +1,207 @@
+#include "exec/sample.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace octavo {
+namespace {
+
+constexpr int32_t kDrawToken = 0;
+
+void philox_round(uint32_t counter[4], const uint32_t key[2]) {
+  const uint64_t a = uint64_t{0xD2511F53} * counter[0];
+  const uint64_t b = uint64_t{0xCD9E8D57} * counter[2];
+  const uint32_t c1 = counter[1], c3 = counter[3];
+  counter[0] = static_cast<uint32_t>(b >> 32) ^ c1 ^ key[0];
+  counter[1] = static_cast<uint32_t>(b);
+  counter[2] = static_cast<uint32_t>(a >> 32) ^ c3 ^ key[1];
+  counter[3] = static_cast<uint32_t>(a);
+}
+
+void adjust(const SampleParams& p, float* x) {
+  for (int i = 0; i < p.n_bias; ++i) x[p.bias_token[i]] += p.bias_value[i];
+  if (p.counts == nullptr) return;
+  for (const int32_t token : p.counts->seen()) {
+    float& logit = x[token];
+    if (p.repetition != 1) logit = logit > 0 ? logit / p.repetition : logit * p.repetition;
+    const int32_t count = p.counts->output(token);
+    if (count == 0) continue;
+    logit = logit - p.frequency * static_cast<float>(count);
+    logit = logit - p.presence;
+  }
+}
+
+// Candidates in order (logit descending, id ascending), produced only as far as they are asked for:
+// each fill takes the ids within a further slice below the maximum and sorts those.
+class Candidates {
+ public:
+  Candidates(const float* x, int n, float max, float temperature, SampleScratch& scratch)
+      : x_(x), n_(n), max_(max), temperature_(temperature), s_(scratch) {
+    s_.order.clear();
+    s_.weight.clear();
+  }
+
+  bool has(int index) {
+    while (index >= static_cast<int>(s_.order.size()) && slice_ < kSlices) fill();
+    return index < static_cast<int>(s_.order.size());
+  }
+  int32_t token(int index) const { return s_.order[static_cast<size_t>(index)]; }
+  double weight(int index) const { return s_.weight[static_cast<size_t>(index)]; }
+
+ private:
+  static constexpr int kSlices = 4;
+  static constexpr float kDepth[kSlices] = {4, 10, 24, std::numeric_limits<float>::infinity()};
+
+  void fill() {
+    const float low = slice_ + 1 < kSlices ? max_ - kDepth[slice_] * temperature_
+                                           : -std::numeric_limits<float>::infinity();
+    const size_t start = s_.order.size();
+    for (int i = 0; i < n_; ++i)
+      if (x_[i] >= low && (slice_ == 0 || x_[i] < above_)) s_.order.push_back(i);
+    std::sort(s_.order.begin() + static_cast<int64_t>(start), s_.order.end(),
+              [this](int32_t a, int32_t b) { return x_[a] > x_[b] || (x_[a] == x_[b] && a < b); });
+    for (size_t i = start; i < s_.order.size(); ++i)
+      s_.weight.push_back(std::exp((double{x_[s_.order[i]]} - double{max_}) / double{temperature_}));
+    above_ = low;
+    ++slice_;
+  }
+
+  const float* x_;
+  int n_;
+  float max_, temperature_, above_ = 0;
+  int slice_ = 0;
+  SampleScratch& s_;
+};
+
+double total_weight(const float* x, int n, float max, float temperature) {
+  double total = 0;
+  for (int i = 0; i < n; ++i)
+    total += std::exp((double{x[i]} - double{max}) / double{temperature});
+  return total;
+}
+
+// Number of candidates that top-k, top-p and min-p leave, and their weight.
+int keep(Candidates& candidates, const float* x, int n, float max, const SampleParams& p,
+         double* total) {
+  int kept = n;
+  if (p.top_k > 0 && p.top_k < n) {
+    kept = p.top_k;
+    *total = 0;
+    for (int i = 0; i < kept && candidates.has(i); ++i) *total += candidates.weight(i);
+  } else {
+    *total = total_weight(x, n, max, p.temperature);
+  }
+  if (p.top_p < 1) {
+    const double wanted = double{p.top_p} * *total;
+    double sum = 0;
+    int i = 0;
+    while (i < kept && sum < wanted && candidates.has(i)) sum += candidates.weight(i++);
+    kept = std::max(i, 1);
+    *total = sum;
+  }
+  if (p.min_p > 0) {
+    double sum = 0;
+    int i = 0;
+    while (i < kept && candidates.has(i) && candidates.weight(i) >= double{p.min_p})
+      sum += candidates.weight(i++);
+    kept = std::max(i, 1);
+    *total = sum;
+  }
+  return kept;
+}
+
+}  // namespace
+
+void TokenCounts::touch(int32_t token) {
+  prompt_.resize(vocab_);
+  output_.resize(vocab_);
+  if (prompt_[static_cast<size_t>(token)] == 0 && output_[static_cast<size_t>(token)] == 0)
+    seen_.push_back(token);
+}
+
+void TokenCounts::reset(const int32_t* prompt, int n_prompt, const int32_t* output, int n_output) {
+  for (const int32_t token : seen_) {
+    prompt_[static_cast<size_t>(token)] = 0;
+    output_[static_cast<size_t>(token)] = 0;
+  }
+  seen_.clear();
+  for (int i = 0; i < n_prompt; ++i) {
+    touch(prompt[i]);
+    prompt_[static_cast<size_t>(prompt[i])] = 1;
+  }
+  for (int i = 0; i < n_output; ++i) add_output(output[i]);
+}
+
+void TokenCounts::add_output(int32_t token) {
+  touch(token);
+  ++output_[static_cast<size_t>(token)];
+}
+
+double uniform_draw(uint64_t seed, int32_t position, int32_t choice, int32_t kind) {
+  uint32_t counter[4] = {static_cast<uint32_t>(position), static_cast<uint32_t>(choice),
+                         static_cast<uint32_t>(kind), 0};
+  uint32_t key[2] = {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
+  for (int round = 0; round < 10; ++round) {
+    philox_round(counter, key);
+    key[0] += 0x9E3779B9;
+    key[1] += 0xBB67AE85;
+  }
+  const uint64_t bits = (uint64_t{counter[0]} << 21) + (counter[1] >> 11);
+  return static_cast<double>(bits) * 0x1p-53;
+}
+
+int32_t sample(const KernelTable& table, const float* logits, int vocab, const SampleParams& params,
+               SampleScratch& scratch) {
+  const float* x = logits;
+  if (params.adjusts()) {
+    scratch.logits.assign(logits, logits + vocab);
+    adjust(params, scratch.logits.data());
+    x = scratch.logits.data();
+  }
+  float max = 0;
+  const int best = table.argmax(x, vocab, &max);
+  if (params.temperature == 0 || params.top_k == 1) return best;
+  Candidates candidates(x, vocab, max, params.temperature, scratch);
+  double total = 0;
+  const int kept = keep(candidates, x, vocab, max, params, &total);
+  const double target =
+      uniform_draw(params.seed, params.position, params.choice, kDrawToken) * total;
+  double sum = 0;
+  for (int i = 0; i < kept && candidates.has(i); ++i) {
+    sum += candidates.weight(i);
+    if (sum > target) return candidates.token(i);
+  }
+  // Rounding left the target above the last sum: the last candidate of any weight is meant.
+  const int reached = std::min(kept, static_cast<int>(scratch.order.size()));
+  return reached == 0 ? best : candidates.token(reached - 1);
+}
+
+LogSoftmax log_softmax(const KernelTable& table, const float* logits, int vocab) {
+  float max = 0;
+  table.argmax(logits, vocab, &max);
+  return {double{max}, std::log(table.sum_exp(logits, vocab, max, 1.0F))};
+}
+
+void top_tokens(const float* logits, int vocab, int count, SampleScratch& scratch,
+                int32_t* tokens) {
+  const auto before = [logits](int32_t a, int32_t b) {
+    return logits[a] > logits[b] || (logits[a] == logits[b] && a < b);
+  };
+  std::vector<int32_t>& heap = scratch.order;  // the worst of the best on top
+  heap.clear();
+  for (int32_t i = 0; i < vocab; ++i) {
+    if (static_cast<int>(heap.size()) < count) {
+      heap.push_back(i);
+      std::push_heap(heap.begin(), heap.end(), before);
+    } else if (before(i, heap.front())) {
+      std::pop_heap(heap.begin(), heap.end(), before);
+      heap.back() = i;
+      std::push_heap(heap.begin(), heap.end(), before);
+    }
+  }
+  std::sort_heap(heap.begin(), heap.end(), before);
+  std::copy(heap.begin(), heap.end(), tokens);
+}
+
+}  // namespace octavo

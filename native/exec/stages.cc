@@ -1,0 +1,195 @@
+#include <algorithm>
+#include <cstring>
+
+#include "exec/step.h"
+
+namespace octavo {
+
+void Step::work(int t) {
+  embed(t);
+  for (size_t i = 0; i < plan_.layers.size(); ++i)
+    if (!layer(t, plan_.layers[i], static_cast<int>(i))) return;
+  head(t);
+}
+
+void Step::embed(int t) {
+  pending_[static_cast<size_t>(t)] = {};
+  Worker& w = workers_[static_cast<size_t>(t)];
+  const int r0 = few() ? 0 : part(rows_, t), r1 = few() ? rows_ : part(rows_, t + 1);
+  for (int r = r0; r < r1; ++r) {
+    float* x = (few() ? w.x : x_) + r * ld_x_;
+    k_.unpack_row(plan_.embed, a_.token[r], x);
+    if (plan_.embed_scale != 1) k_.scale(x, plan_.embed_scale, plan_.hidden);
+  }
+}
+
+// Adds what the last projection left in y_ to the residual stream of a row.
+void Step::residual(float* x, int row, Worker& w) {
+  const Pending& pending = pending_[static_cast<size_t>(&w - workers_.data())];
+  if (!pending.any) return;
+  const float* y = y_ + row * ld_y_;
+  if (pending.post_norm != nullptr) {
+    k_.rms_norm(y, pending.post_norm, plan_.norm_eps, plan_.hidden, w.row);
+    y = w.row;
+  }
+  k_.add(x, y, plan_.hidden);
+}
+
+void Step::prepare_row(const float* x, const Input& in, const ActRows& act, int index) const {
+  const int64_t at = int64_t{index} * in.k_pad;
+  for (int form = 0; form < 2; ++form) {
+    if ((in.forms & (form == 0 ? kFormA8g32 : kFormA8g64)) == 0) continue;
+    const int group = form == 0 ? 32 : 64;
+    k_.quantize_a8(x, in.k, in.k_pad, group, act.q[form] + at, act.scale[form] + at / group,
+                   act.sum[form] + at / 32);
+  }
+  if ((in.forms & kFormBf16) != 0) k_.round_bf16(x, in.k, in.k_pad, act.bf16 + at);
+  if ((in.forms & kFormF32) != 0) {
+    std::memcpy(act.f32 + at, x, sizeof(float) * static_cast<size_t>(in.k));
+    std::fill(act.f32 + at + in.k, act.f32 + at + in.k_pad, 0.0F);
+  }
+}
+
+// Prepares the input of a stage's linears: norm(residual stream), or plain rows when norm is null.
+bool Step::begin_linear(int t, const float* norm, const Input& in, const float* source,
+                        int64_t ld) {
+  Worker& w = workers_[static_cast<size_t>(t)];
+  const int r0 = few() ? 0 : part(rows_, t), r1 = few() ? rows_ : part(rows_, t + 1);
+  for (int r = r0; r < r1; ++r) {
+    const float* row = source + r * ld;
+    if (norm != nullptr) {
+      float* x = (few() ? w.x : x_) + r * ld_x_;
+      residual(x, r, w);
+      k_.rms_norm(x, norm, plan_.norm_eps, plan_.hidden, w.row);
+      row = w.row;
+    }
+    prepare_row(row, in, few() ? w.act : act_, r);
+  }
+  if (norm != nullptr) pending_[static_cast<size_t>(t)] = {};
+  return few() || barrier(t);
+}
+
+void Step::linear(const Linear& linear, const Input& in, int t, int m, float* y, int64_t ldy,
+                  int p0, int p1) const {
+  if (p0 >= p1) return;
+  const ActRows& act = few() ? workers_[static_cast<size_t>(t)].act : act_;
+  const int form = linear.a8_group == 64 ? 1 : 0;
+  ActView view;
+  view.k = in.k;
+  view.k_pad = in.k_pad;
+  view.a8_group = linear.a8_group;
+  view.q = act.q[form];
+  view.scale = act.scale[form];
+  view.sum = act.sum[form];
+  view.bf16 = act.bf16;
+  view.f32 = act.f32;
+  linear.run(linear.w, view, m, y, ldy, p0, p1);
+}
+
+bool Step::layer(int t, const Layer& layer, int index) {
+  if (!begin_linear(t, layer.attn_norm, layer.attn_in, nullptr, 0)) return false;
+  project_heads(t, layer);
+  if (!barrier(t)) return false;
+  if (!attention(t, layer, index)) return false;
+  if (!begin_linear(t, nullptr, layer.o_in, attn_, ld_attn_)) return false;
+  project_out(t, layer);
+  if (!barrier(t)) return false;
+  if (!begin_linear(t, layer.mlp_norm, layer.mlp_in, nullptr, 0)) return false;
+  gate_up(t, layer);
+  if (!barrier(t)) return false;
+  if (!begin_linear(t, nullptr, layer.down_in, gate_, ld_gate_)) return false;
+  down(t, layer);
+  return barrier(t);
+}
+
+void Step::project_heads(int t, const Layer& layer) {
+  const HeadRange& mine = layer.head_ranges[static_cast<size_t>(t)];
+  const int per_head = layer.head_dim / kLanes;
+  auto project = [&](const Linear& l, int h0, int h1) {
+    linear(l, layer.attn_in, t, rows_, qkv_ + l.column, ld_qkv_, h0 * per_head, h1 * per_head);
+  };
+  project(layer.k, mine.kv0, mine.kv1);
+  project(layer.v, mine.kv0, mine.kv1);
+  project(layer.q, mine.q0, mine.q1);
+  for (int r = 0; r < rows_; ++r) {
+    float* row = qkv_ + r * ld_qkv_;
+    for (int h = mine.kv0; h < mine.kv1; ++h) {
+      const int at = h * layer.head_dim;
+      const float* bias = layer.k.bias == nullptr ? nullptr : layer.k.bias + at;
+      rotate(layer, row + layer.k.column + at, bias, layer.k_norm, r);
+      if (layer.v.bias != nullptr)
+        k_.add(row + layer.v.column + at, layer.v.bias + at, layer.head_dim);
+    }
+    for (int h = mine.q0; h < mine.q1; ++h) {
+      const int at = h * layer.head_dim;
+      const float* bias = layer.q.bias == nullptr ? nullptr : layer.q.bias + at;
+      rotate(layer, row + at, bias, layer.q_norm, r);
+    }
+    if (mine.kv0 < mine.kv1) write_kv(layer, r, mine.kv0, mine.kv1);
+  }
+}
+
+// Bias, norm and rotation of one head of q or k.
+void Step::rotate(const Layer& layer, float* head, const float* bias, const float* norm,
+                  int row) const {
+  if (bias != nullptr) k_.add(head, bias, layer.head_dim);
+  if (norm != nullptr) k_.rms_norm(head, norm, plan_.norm_eps, layer.head_dim, head);
+  const int64_t at = int64_t{a_.position[row]} * layer.rope_half;
+  k_.rope(head, layer.cos + at, layer.sin + at, layer.rope_half);
+}
+
+void Step::write_kv(const Layer& layer, int row, int kv0, int kv1) {
+  KvLayerView kv = layer.kv;  // narrowed to the heads [kv0, kv1)
+  kv.base += kv0 * kv.head_stride_k;
+  kv.v_offset += kv0 * (kv.head_stride_v - kv.head_stride_k);
+  kv.kv_heads = kv1 - kv0;
+  const int position = a_.position[row];
+  const int32_t* blocks = table(seq_of_row_[static_cast<size_t>(row)], layer.kv_group);
+  const float* from = qkv_ + row * ld_qkv_ + kv0 * layer.head_dim;
+  k_.kv_write(kv, blocks[position / kv.block_size], position % kv.block_size,
+              from + layer.k.column, from + layer.v.column);
+}
+
+namespace {
+// Columns of panels [p0, p1) that hold outputs, not padding.
+int columns(const Linear& linear, int p0, int p1) {
+  return std::max(0, std::min(p1 * kLanes, linear.w.n) - p0 * kLanes);
+}
+}  // namespace
+
+void Step::project_out(int t, const Layer& layer) {
+  const int p0 = part(layer.o.w.panels, t), p1 = part(layer.o.w.panels, t + 1);
+  linear(layer.o, layer.o_in, t, rows_, y_, ld_y_, p0, p1);
+  if (layer.o.bias != nullptr)
+    for (int r = 0; r < rows_; ++r)
+      k_.add(y_ + r * ld_y_ + p0 * kLanes, layer.o.bias + p0 * kLanes, columns(layer.o, p0, p1));
+  pending_[static_cast<size_t>(t)] = {true, layer.attn_post_norm};
+}
+
+void Step::gate_up(int t, const Layer& layer) {
+  const int p0 = part(layer.gate.w.panels, t), p1 = part(layer.gate.w.panels, t + 1);
+  const int chunk = few() ? std::max(1, p1 - p0) : 16;  // so that both are still in cache for act
+  for (int c0 = p0; c0 < p1; c0 += chunk) {
+    const int c1 = std::min(p1, c0 + chunk), at = c0 * kLanes, n = columns(layer.gate, c0, c1);
+    linear(layer.gate, layer.mlp_in, t, rows_, gate_, ld_gate_, c0, c1);
+    linear(layer.up, layer.mlp_in, t, rows_, up_, ld_gate_, c0, c1);
+    for (int r = 0; r < rows_; ++r) {
+      float *gate = gate_ + r * ld_gate_ + at, *up = up_ + r * ld_gate_ + at;
+      if (layer.gate.bias != nullptr) k_.add(gate, layer.gate.bias + at, n);
+      if (layer.up.bias != nullptr) k_.add(up, layer.up.bias + at, n);
+      k_.act_mul(layer.activation, gate, up, n, gate);
+    }
+  }
+}
+
+void Step::down(int t, const Layer& layer) {
+  const int p0 = part(layer.down.w.panels, t), p1 = part(layer.down.w.panels, t + 1);
+  linear(layer.down, layer.down_in, t, rows_, y_, ld_y_, p0, p1);
+  if (layer.down.bias != nullptr)
+    for (int r = 0; r < rows_; ++r)
+      k_.add(y_ + r * ld_y_ + p0 * kLanes, layer.down.bias + p0 * kLanes,
+             columns(layer.down, p0, p1));
+  pending_[static_cast<size_t>(t)] = {true, layer.mlp_post_norm};
+}
+
+}  // namespace octavo

@@ -1,0 +1,189 @@
+// One step: everything from embedding lookup to sampled token, in one parallel region.
+//
+// Steps of few rows (decode) keep the residual stream and the prepared activations private to each
+// thread and compute them redundantly: cheaper than a barrier. Steps of many rows split the rows
+// between threads instead. Both do the same arithmetic on a row, so results are equal bit for bit.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <vector>
+
+#include "core/arena.h"
+#include "core/thread_pool.h"
+#include "exec/plan.h"
+#include "exec/sample.h"
+
+namespace octavo {
+
+constexpr int kFewRows = 4;
+constexpr int kSplitKeys = 256;      // docs/numerics.md: attention splits at fixed boundaries
+constexpr int kTileRows = 16;        // query rows of one attention item
+constexpr int kTileQueries = kMaxGroupHeads;  // rows * heads per kv head of one attention item
+constexpr int kSharedSplitRows = 8;  // steps of at most so many rows may share splits over threads
+constexpr int kMaxLogprobs = 20;
+
+// Row flags of StepBatch.want.
+enum Want : uint8_t { kToken = 1, kLogprobs = 2, kLogits = 4, kTarget = 8, kHidden = 16 };
+
+// The arrays of backends/base.py's StepBatch, and of the result.
+struct StepArrays {
+  const int32_t *token, *position, *target, *row_start, *block_table, *adapter, *state_slot;
+  const uint8_t* want;
+  const uint64_t* seed;
+  const int32_t *choice, *top_k, *n_logprobs, *bias_start, *bias_token;
+  const float *temperature, *top_p, *min_p, *repetition, *presence, *frequency, *bias_value;
+  int max_tokens, max_seqs, max_blocks;
+  int32_t *out_row, *out_token, *out_top_token;
+  float *out_logprob, *out_top_logprob;
+};
+
+// A caller's buffer for rows of logits or hidden states.
+struct RowsOut {
+  float* data = nullptr;
+  int rows = 0;
+};
+
+// Prepared rows of activations in every form that some linear wants.
+struct ActRows {
+  int8_t* q[2];  // [form a8 32 | 64]
+  float* scale[2];
+  int32_t* sum[2];
+  uint16_t* bf16;
+  float* f32;
+};
+
+struct Tile {
+  int seq, row0, rows;
+};
+
+// A row that wants something, in row order.
+struct Wanted {
+  int row, seq;
+  uint8_t want;
+  int logits_index, hidden_index;
+  bool greedy;  // nothing but the largest logit is needed
+};
+
+// Attention splits that are not merged yet: o is [query][split][head_dim], m and l [split][query].
+// Query (kv head, row, head of group) is kv_head * kv_stride + row * group + head.
+struct Partials {
+  float *o, *m, *l;
+  int64_t queries, kv_stride;
+  int splits, split0;  // how many, and the index of the first
+};
+
+struct Worker {
+  float *x, *row, *query, *scores, *merged;
+  ActRows act;
+  Partials partials;
+  float* chunk;  // head logits of a few panels
+  SampleScratch sample;
+  float best[64];
+  int32_t best_token[64];
+};
+
+class Step {
+ public:
+  // `plan` and `pool` outlive the step. There is a state slot per sequence of a step.
+  Step(const Plan& plan, ThreadPool& pool);
+
+  // Takes the first n_seqs sequences of `arrays`; `logits` and `hidden` have room for so many rows.
+  // Throws std::invalid_argument naming what is out of range: then nothing may run.
+  void prepare(const StepArrays& arrays, int n_seqs, const RowsOut& logits, const RowsOut& hidden,
+               const KvCache& cache);
+  RunStatus run();
+
+  int wanted() const { return static_cast<int>(wanted_.size()); }
+  void reset_slot(int slot, const int32_t* prompt, int n_prompt, const int32_t* output, int n_output);
+  size_t workspace_bytes() const { return arena_.allocated(); }
+
+ private:
+  static void region(int thread, void* self) { static_cast<Step*>(self)->work(thread); }
+  void work(int t);
+
+  // stages.cc
+  void allocate();
+  ActRows act_rows(int rows);
+  void embed(int t);
+  bool begin_linear(int t, const float* norm, const Input& in, const float* source, int64_t ld);
+  void residual(float* x, int row, Worker& w);
+  void prepare_row(const float* x, const Input& in, const ActRows& act, int index) const;
+  void linear(const Linear& linear, const Input& in, int t, int m, float* y, int64_t ldy, int p0,
+              int p1) const;
+  bool layer(int t, const Layer& layer, int index);
+  void project_heads(int t, const Layer& layer);
+  void rotate(const Layer& layer, float* head, const float* bias, const float* norm, int row) const;
+  void write_kv(const Layer& layer, int row, int kv0, int kv1);
+  void project_out(int t, const Layer& layer);
+  void gate_up(int t, const Layer& layer);
+  void down(int t, const Layer& layer);
+
+  // attention.cc
+  bool attention(int t, const Layer& layer, int index);
+  void attend_tile(int t, const Layer& layer, const Tile& tile, int kv_head);
+  void attend_split(int t, const Layer& layer, const Tile& tile, int kv_head, int split,
+                    const Partials& to, int64_t query0);
+  void merge_row(int t, const Layer& layer, int row, int kv_head, const Partials& from,
+                 int64_t query0);
+  void plan_tiles();
+
+  // step.cc
+  void check_sequence(int s, const KvCache& cache) const;
+  void check_row(int s, int row, const KvCache& cache) const;
+  void want_row(int s, int row);
+  bool greedy(int s, uint8_t want) const;
+
+  // head.cc
+  void head(int t);
+  bool head_group(int t, size_t first, size_t count);
+  void head_greedy(int t, int n);
+  void head_logits(int t, int n);
+  void finish_greedy(size_t first, int n);
+  void finish_row(int t, size_t entry, const float* logits);
+  SampleParams sample_params(const Wanted& wanted);
+  void report_logprobs(int t, size_t entry, const float* logits, int32_t token);
+  void count_tokens();
+
+  bool few() const { return rows_ <= kFewRows; }
+  bool barrier(int t) { return pool_.barrier(t); }
+  int part(int total, int t) const {
+    return static_cast<int>(int64_t{total} * t / pool_.threads());
+  }
+  const int32_t* table(int seq, int group) const {
+    return a_.block_table + (int64_t{group} * a_.max_seqs + seq) * a_.max_blocks;
+  }
+
+  const Plan& plan_;
+  const KernelTable& k_;
+  ThreadPool& pool_;
+  Arena arena_;
+  std::vector<Worker> workers_;
+  std::vector<TokenCounts> slots_;
+
+  StepArrays a_{};
+  int n_seqs_ = 0, rows_ = 0;
+  float *logits_out_ = nullptr, *hidden_out_ = nullptr;
+  std::vector<int32_t> seq_of_row_;
+  std::vector<Wanted> wanted_;
+  std::vector<Tile> tiles_;
+  std::vector<std::atomic<int>> next_item_;  // one counter per layer: dynamic shares of attention
+  int max_splits_ = 0;                       // of this step, over all its positions
+  bool share_splits_ = false;
+
+  // Row buffers, [max_tokens][...]
+  float *x_ = nullptr, *qkv_ = nullptr, *attn_ = nullptr, *y_ = nullptr, *gate_ = nullptr,
+        *up_ = nullptr, *logits_ = nullptr;
+  ActRows act_{};
+  Partials shared_{};
+  int64_t ld_x_ = 0, ld_qkv_ = 0, ld_attn_ = 0, ld_y_ = 0, ld_gate_ = 0, ld_logits_ = 0;
+  int head_rows_ = 8;
+  // What stands in y_ and is not yet added to the residual stream (per thread alike).
+  struct Pending {
+    bool any = false;
+    const float* post_norm = nullptr;
+  };
+  std::vector<Pending> pending_;
+};
+
+}  // namespace octavo

@@ -1,0 +1,125 @@
+"""The extension module (native/bind/module.cc)."""
+
+import enum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+F32 = npt.NDArray[np.float32]
+U8 = npt.NDArray[np.uint8]
+I32 = npt.NDArray[np.int32]
+
+class Code(enum.Enum):
+    NIBBLE = 0
+    BYTE = 1
+    BF16 = 2
+    F32 = 3
+
+class Act(enum.Enum):
+    A8 = 0
+    BF16 = 1
+    F32 = 2
+
+class MlpAct(enum.Enum):
+    SILU = 0
+    GELU_TANH = 1
+
+class KvFormat(enum.Enum):
+    BF16 = 0
+    F32 = 1
+
+class Arena:
+    def __init__(self) -> None: ...
+    @property
+    def allocated(self) -> int: ...
+
+class PackPlan:
+    n: int
+    k: int
+    code: Code
+    group: int
+    zero: int
+    scale_f32: bool
+    has_offset: bool
+    levels8: list[int]
+    levels: list[float]
+    def __init__(self) -> None: ...
+    @staticmethod
+    def gguf(type: str, n: int, k: int) -> PackPlan: ...
+    @property
+    def packed_bytes(self) -> int: ...
+
+class Weight:
+    def __init__(self, arena: Arena, plan: PackPlan) -> None: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def row_bytes(self) -> int: ...
+    def pack_gguf(self, type: str, data: U8, row0: int) -> None: ...
+    def pack_floats(self, type: str, data: U8, row0: int) -> None: ...
+    def pack_rounded(
+        self, type: str, data: U8, row0: int, bits: int, convention: str
+    ) -> None: ...
+    def pack_affine(
+        self, codes: U8, scales: F32, offsets: F32 | None, bits: int, row0: int
+    ) -> None: ...
+    def unpack(self, row0: int, out: F32) -> None: ...
+
+class LayerDesc:
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    scale: float
+    softcap: float
+    window: int
+    rope: int
+    kv_group: int
+    activation: MlpAct
+    def __init__(self) -> None: ...
+    def set_vector(self, part: str, values: F32) -> None: ...
+    def set_weight(self, part: str, weight: Weight, act: Act) -> None: ...
+
+class ModelDesc:
+    hidden: int
+    vocab: int
+    norm_eps: float
+    embed_scale: float
+    softcap: float
+    embed: Weight
+    def __init__(self) -> None: ...
+    def set_head(self, weight: Weight, act: Act) -> None: ...
+    def set_final_norm(self, values: F32) -> None: ...
+    def add_rope(self, cos: F32, sin: F32) -> None: ...
+    def add_layer(self, layer: LayerDesc) -> None: ...
+
+class RuntimeDesc:
+    max_tokens: int
+    max_seqs: int
+    context: int
+    threads: int
+    usable_cpus: int
+    block_size: int
+    kv_format: KvFormat
+    kv_blocks: list[int]
+    isa: str
+    def __init__(self) -> None: ...
+
+class Executor:
+    def __init__(self, model: ModelDesc, runtime: RuntimeDesc) -> None: ...
+    def bind(self, batch: object, result: object) -> None: ...
+    def step(self, n_seqs: int, logits: F32 | None, hidden: F32 | None) -> int: ...
+    @property
+    def wanted(self) -> int: ...
+    def cancel(self) -> None: ...
+    def clear_cancel(self) -> None: ...
+    def copy_block(self, group: int, source: int, destination: int) -> None: ...
+    def reset_slot(self, slot: int, prompt: I32, output: I32) -> None: ...
+    def kernels(self) -> list[tuple[int, str, str, bool, int]]: ...
+    @property
+    def isa(self) -> str: ...
+
+def resolve_isa(isa: str) -> str: ...
+
+testing: Any

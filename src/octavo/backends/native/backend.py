@@ -1,0 +1,184 @@
+"""`NativeBackend` and `load`: from a spec and a source to an executor that is ready to step."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from types import MappingProxyType
+
+from octavo import _native
+from octavo.backends.base import ActivationFormat, RuntimeConfig, Support
+from octavo.backends.native import memory, receipt
+from octavo.backends.native.describe import describe_model, describe_runtime
+from octavo.backends.native.executor import NativeExecutor
+from octavo.backends.native.packing import pack
+from octavo.backends.native.recipe import Storage, pack_plan, storage
+from octavo.core.errors import ConfigError, ResourceError, UnsupportedError
+from octavo.core.hardware import Machine, check_platform, probe
+from octavo.formats.number_format import NumberFormat
+from octavo.io.weights import WeightSource
+from octavo.spec.decoder import DecoderSpec, LayerSpec, MoeMlp, Role
+from octavo.spec.graph import role_shape, roles
+
+_MAX_GROUP_HEADS = 64  # native/exec/plan.h
+_RANGES = (
+    ("threads", 0, 256), ("max_tokens", 1, 1 << 16), ("max_seqs", 1, 1 << 12),
+    ("context", 0, 1 << 24), ("kv_tokens", 0, 1 << 30),
+)  # fmt: skip
+_ACTIVATIONS: Mapping[_native.Act, ActivationFormat] = MappingProxyType(
+    {_native.Act.A8: "a8", _native.Act.BF16: "abf16", _native.Act.F32: "a32"}
+)
+_PARTS = ("embed", "head", "q", "k", "v", "o", "gate", "up", "down")
+
+
+class NativeBackend:
+    """Our own kernels, on the processor."""
+
+    name = "native"
+
+    def supports(self, spec: DecoderSpec, config: RuntimeConfig) -> Support:
+        reasons = (*_spec_reasons(spec), *_config_reasons(config))
+        return Support(not reasons, reasons)
+
+
+def load(spec: DecoderSpec, source: WeightSource, config: RuntimeConfig) -> NativeExecutor:
+    """Pack all weights and resolve the plan.
+
+    Raises UnsupportedError (spec, ISA, activations, strict), FormatError (a shape can't take the
+    format), ResourceError (memory), ModelFileError (a missing or damaged tensor), ConfigError (an
+    option out of range).
+    """
+    support = NativeBackend().supports(spec, config)
+    if not support.ok:
+        raise UnsupportedError("the native backend can't run this: " + "; ".join(support.reasons))
+    _check_keep(spec, config)
+    machine = probe()
+    config = replace(
+        config, isa=resolve_isa(config.isa), threads=config.threads or machine.threads
+    )
+    items = {
+        role: storage(role, source.tensor(role), config)
+        for role in roles(spec)
+        if len(role_shape(spec, role)) == 2
+    }
+    config, notes = _fit(spec, config, items, machine)
+    weights = _pack_all(source, items)
+    return _start(spec, source, config, items, weights, (*notes, *_thread_note(config, machine)))
+
+
+def resolve_isa(asked: str) -> str:
+    """The kernel table's name for `asked`, for OCTAVO_ISA when that is blank, else the best.
+
+    Raises UnsupportedError when this CPU or this build lacks it, or there is none of that name.
+    """
+    name = asked or os.environ.get("OCTAVO_ISA", "")
+    try:
+        return _native.resolve_isa(name)
+    except ValueError as error:
+        setting = f"isa {asked!r}" if asked else f"OCTAVO_ISA={name}"
+        raise UnsupportedError(f"{setting}: {error}; leave it out for the best one") from error
+
+
+def _fit(
+    spec: DecoderSpec, config: RuntimeConfig, items: Mapping[Role, Storage], machine: Machine
+) -> tuple[RuntimeConfig, tuple[str, ...]]:
+    """The config with context and cache resolved, within the memory there is."""
+    packed = sum(pack_plan(item).packed_bytes for item in items.values())
+    budget = memory.Budget(packed, machine.memory.available)
+    per_token = memory.kv_bytes_per_token(memory.kv_layout(spec, config))
+    context, note = memory.choose_context(spec, config, per_token, budget)
+    config = replace(config, context=context, kv_tokens=config.kv_tokens or context)
+    return config, (note,) if note else ()
+
+
+def _pack_all(
+    source: WeightSource, items: Mapping[Role, Storage]
+) -> dict[Role, _native.Weight]:
+    arena = _native.Arena()
+    try:
+        return {role: pack(arena, source.tensor(role), item) for role, item in items.items()}
+    except MemoryError as error:
+        raise ResourceError("out of memory while packing weights; use a smaller format") from error
+
+
+def _start(
+    spec: DecoderSpec,
+    source: WeightSource,
+    config: RuntimeConfig,
+    items: Mapping[Role, Storage],
+    weights: Mapping[Role, _native.Weight],
+    notes: tuple[str, ...],
+) -> NativeExecutor:
+    layout = memory.kv_layout(spec, config)
+    blocks = memory.kv_blocks(layout, config)
+    packed = {role: (weight, items[role].act) for role, weight in weights.items()}
+    model = describe_model(spec, source, packed, layout, config.context)
+    try:
+        native = _native.Executor(model, describe_runtime(config, blocks, probe().threads))
+    except ValueError as error:
+        raise UnsupportedError(f"the native plan refuses this model: {error}") from error
+    except MemoryError as error:
+        raise ResourceError(
+            "no address space for the cache and the step's buffers; use a shorter context"
+        ) from error
+    if config.strict:
+        receipt.check_strict(native.kernels(), native.isa)
+    config = replace(config, activations=_main_activations(items))
+    proof = receipt.build(spec, config, items, weights, native, notes)
+    return NativeExecutor(native, spec, layout, config, blocks, proof)
+
+
+def _main_activations(items: Mapping[Role, Storage]) -> ActivationFormat:
+    """What most matrices run with; the receipt tells them apart."""
+    kinds = [_ACTIVATIONS[item.act] for item in items.values()]
+    return max(sorted(set(kinds)), key=kinds.count)
+
+
+def _spec_reasons(spec: DecoderSpec) -> tuple[str, ...]:
+    found: dict[str, list[int]] = {}
+    for index, layer in enumerate(spec.layers):
+        for reason in _layer_reasons(layer):
+            found.setdefault(reason, []).append(index)
+    return tuple(f"layer {layers[0]}: {reason}" for reason, layers in found.items())
+
+
+def _layer_reasons(layer: LayerSpec) -> Iterator[str]:
+    attention = layer.attention
+    if isinstance(layer.mlp, MoeMlp):
+        yield "a mixture of experts is not planned natively yet; the reference backend runs it"
+    if attention.head_dim % 16:
+        yield f"head_dim {attention.head_dim} is not a multiple of 16"
+    if attention.heads // attention.kv_heads > _MAX_GROUP_HEADS:
+        yield f"more than {_MAX_GROUP_HEADS} query heads share a key/value head"
+
+
+def _config_reasons(config: RuntimeConfig) -> Iterator[str]:
+    if config.block_size % 16 or not 16 <= config.block_size <= 256:
+        yield f"block_size {config.block_size} is not a multiple of 16 up to 256"
+    for name, low, high in _RANGES:
+        value = getattr(config, name)
+        if not low <= value <= high:
+            yield f"{name} {value} is not between {low} and {high}"
+
+
+def _check_keep(spec: DecoderSpec, config: RuntimeConfig) -> None:
+    """Formats must parse, and every key must name something that this model has."""
+    for name in (config.format, *(format for _, format in config.keep)):
+        if name != "source":
+            NumberFormat.parse(name)
+    known = {*_PARTS, *(f"layers.{r.layer}.{r.part}" for r in roles(spec) if r.part in _PARTS)}
+    for part, _ in config.keep:
+        if part not in known:
+            near = difflib.get_close_matches(part, sorted(known), 1, 0.0)[0]
+            raise ConfigError(
+                f"keep: {part!r} names no matrix of this model; did you mean {near!r}? "
+                "(a part such as down, or layers.3.down)"
+            )
+
+
+def _thread_note(config: RuntimeConfig, machine: Machine) -> tuple[str, ...]:
+    if config.threads <= machine.threads:
+        return ()
+    return (f"{config.threads} threads on {machine.threads} usable processors: they park to wait",)

@@ -1,0 +1,130 @@
+"""The native `Executor`: one call per step; everything else was settled at load."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from octavo import _native
+from octavo.backends.base import (
+    MAX_LOGPROBS,
+    KvLayout,
+    Receipt,
+    RuntimeConfig,
+    StepBatch,
+    StepResult,
+)
+from octavo.core.errors import InternalError, OctavoError
+from octavo.spec.decoder import DecoderSpec
+
+_DONE, _CANCELLED, _FORKED = 0, 1, 2
+
+
+class StepCancelled(OctavoError):
+    """A step ended early because `cancel` was called; what it was writing is incomplete."""
+
+
+class _Results:
+    """Where native writes; StepResult shows the first n entries of each."""
+
+    def __init__(self, rows: int) -> None:
+        self.row = np.zeros(rows, np.int32)
+        self.token = np.zeros(rows, np.int32)
+        self.logprob = np.zeros(rows, np.float32)
+        self.top_token = np.zeros((rows, MAX_LOGPROBS), np.int32)
+        self.top_logprob = np.zeros((rows, MAX_LOGPROBS), np.float32)
+
+    def first(self, n: int) -> StepResult:
+        return StepResult(
+            n, self.row[:n], self.token[:n], self.logprob[:n], self.top_token[:n],
+            self.top_logprob[:n],
+        )  # fmt: skip
+
+
+class NativeExecutor:
+    """See `Executor`. Besides it, `cancel` makes the running step raise StepCancelled.
+
+    A batch is bound by its arrays' addresses at its first step: write into them, don't replace
+    them. Only `logits` and `hidden` may change between steps.
+    """
+
+    def __init__(
+        self,
+        native: _native.Executor,
+        spec: DecoderSpec,
+        layout: KvLayout,
+        config: RuntimeConfig,
+        kv_blocks: tuple[int, ...],
+        receipt: Receipt,
+    ) -> None:
+        self.spec, self.layout, self.config, self.kv_blocks = spec, layout, config, kv_blocks
+        self._native: _native.Executor | None = native
+        self._receipt = receipt
+        self._results = _Results(config.max_tokens)
+        self._bound: StepBatch | None = None
+
+    def step(self, batch: StepBatch) -> StepResult:
+        """Raises StepCancelled, or InternalError when the batch is invalid (then nothing ran)."""
+        native = self._open()
+        try:
+            if batch is not self._bound:
+                self._bind(native, batch)
+            status = native.step(batch.n_seqs, batch.logits, batch.hidden)
+        except ValueError as error:
+            raise InternalError(f"invalid batch: {error}") from error
+        if status == _CANCELLED:
+            raise StepCancelled("the step was cancelled before it finished")
+        if status == _FORKED:
+            raise InternalError(
+                "this process was forked from the one that loaded the model, and threads don't "
+                "survive a fork: load the model in the new process (multiprocessing: 'spawn')"
+            )
+        return self._results.first(native.wanted)
+
+    def cancel(self) -> None:
+        """End the running step at its next stage; later ones too, until `clear_cancel`.
+
+        Safe from any thread and from a signal handler.
+        """
+        self._open().cancel()
+
+    def clear_cancel(self) -> None:
+        self._open().clear_cancel()
+
+    def copy_blocks(self, group: int, pairs: Sequence[tuple[int, int]]) -> None:
+        native, count = self._open(), self.kv_blocks[group]
+        for source, target in pairs:
+            if not (0 <= source < count and 0 <= target < count):
+                raise InternalError(f"blocks {source} to {target} of group {group}, of {count}")
+            native.copy_block(group, source, target)
+
+    def reset_state(self, slot: int, prompt: Sequence[int], output: Sequence[int]) -> None:
+        try:
+            self._open().reset_slot(
+                slot, np.asarray(prompt, np.int32), np.asarray(output, np.int32)
+            )
+        except ValueError as error:
+            raise InternalError(f"invalid state: {error}") from error
+
+    def receipt(self) -> Receipt:
+        return self._receipt
+
+    def close(self) -> None:
+        """Frees weights, cache and threads. Idempotent."""
+        self._native = None
+        self._bound = None
+
+    def _open(self) -> _native.Executor:
+        if self._native is None:
+            raise InternalError("the executor is closed")
+        return self._native
+
+    def _bind(self, native: _native.Executor, batch: StepBatch) -> None:
+        if batch.max_tokens > self.config.max_tokens or batch.max_seqs > self.config.max_seqs:
+            raise InternalError("the batch is larger than the config that the model was loaded for")
+        groups = len(self.layout.groups)
+        if batch.block_table.shape != (groups, batch.max_seqs, batch.max_blocks):
+            raise InternalError("the batch's block table has the wrong shape")
+        native.bind(batch, self._results)
+        self._bound = batch

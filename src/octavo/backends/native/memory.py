@@ -1,0 +1,86 @@
+"""What a load will take, checked before it begins, and the context that fits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from octavo.backends.base import KvGroup, KvLayout, RuntimeConfig
+from octavo.core.errors import ResourceError, UnsupportedError
+from octavo.spec.decoder import DecoderSpec
+from octavo.spec.graph import kv_groups
+
+DEFAULT_CONTEXT = 32768  # of a model that could take more, when none is asked for
+LAYOUT_ID = "octavo.kv.1"
+_SPARE = 64 << 20  # code, buffers of a step, Python
+_MIN_CONTEXT = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Bytes: `packed` of all weights, `available` on the machine now."""
+
+    packed: int
+    available: int
+
+
+def kv_layout(spec: DecoderSpec, config: RuntimeConfig) -> KvLayout:
+    """Groups of the spec in native's block order (native/core/types.h)."""
+    groups = tuple(KvGroup(g.layers, g.kv_heads, g.head_dim, g.window) for g in kv_groups(spec))
+    element = 2 if config.kv_format == "bf16" else 4
+    block_bytes = tuple(
+        2 * element * len(g.layers) * g.kv_heads * g.head_dim * config.block_size for g in groups
+    )
+    layout_id = f"{LAYOUT_ID}.{config.kv_format}"
+    return KvLayout(groups, config.block_size, config.kv_format, layout_id, block_bytes)
+
+
+def kv_bytes_per_token(layout: KvLayout) -> int:
+    return sum(layout.block_bytes) // layout.block_size
+
+
+def kv_blocks(layout: KvLayout, config: RuntimeConfig) -> tuple[int, ...]:
+    """Blocks of each group: kv_tokens, however they fall on max_seqs sequences."""
+    count = -(-config.kv_tokens // layout.block_size) + config.max_seqs - 1
+    return (count,) * len(layout.groups)
+
+
+def choose_context(
+    spec: DecoderSpec, config: RuntimeConfig, per_token: int, budget: Budget
+) -> tuple[int, str]:
+    """The longest sequence to serve, and a note when it is less than the model's own maximum.
+
+    Raises UnsupportedError when more is asked for than the model has positions, ResourceError
+    when weights and cache can't fit.
+    """
+    if config.context > spec.max_positions:
+        raise UnsupportedError(
+            f"context {config.context} exceeds the model's {spec.max_positions} positions; "
+            "ask for less"
+        )
+    room = (budget.available - budget.packed - _SPARE) // per_token
+    if config.context:
+        _check(budget, max(config.context, config.kv_tokens) * per_token, config)
+        return config.context, ""
+    most = min(spec.max_positions, DEFAULT_CONTEXT)
+    context = min(most, room if config.kv_tokens == 0 else most)
+    if context < min(most, _MIN_CONTEXT):
+        _check(budget, min(most, _MIN_CONTEXT) * per_token, config)
+    if context == spec.max_positions:
+        return context, ""
+    why = "what memory allows" if context < most else "the default"
+    return context, f"context {context} of the model's {spec.max_positions}: {why}"
+
+
+def _check(budget: Budget, kv: int, config: RuntimeConfig) -> None:
+    need = budget.packed + kv + _SPARE
+    if need <= budget.available:
+        return
+    smaller = "a smaller format (int4_g32 and below)" if config.format == "source" else "fewer bits"
+    raise ResourceError(
+        f"this model needs {_size(need)} (weights {_size(budget.packed)}, cache {_size(kv)}), and "
+        f"{_size(budget.available)} are available; use {smaller}, or a shorter context"
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 10**8 else f"{count / 1e6:.1f} MB"

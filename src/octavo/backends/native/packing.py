@@ -1,0 +1,97 @@
+"""Streams a tensor's rows into panels, a few megabytes at a time, and gives its pages back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from octavo import _native
+from octavo.backends.native.recipe import Storage, pack_plan
+from octavo.formats import rtn
+from octavo.formats.granularity import PerTensor
+from octavo.formats.quantized import AffineRows, QuantizedTensor
+from octavo.io.weights import TensorView
+
+_CHUNK_VALUES = 1 << 20  # of a row range: its fp32 form takes 4 MB
+_PANEL = 16
+
+
+def pack(arena: _native.Arena, view: TensorView, item: Storage) -> _native.Weight:
+    """The packed matrix; its file pages are dropped. Raises FormatError when a value doesn't fit
+    the format asked for."""
+    weight = _pack_encoded(arena, view, item) if item.method == "encoded" else None
+    if weight is None:
+        weight = _native.Weight(arena, pack_plan(item))
+        for start, stop in _ranges(item.shape):
+            _pack_rows(weight, view, item, start, stop)
+    view.drop()
+    return weight
+
+
+def _pack_rows(
+    weight: _native.Weight, view: TensorView, item: Storage, start: int, stop: int
+) -> None:
+    if item.method == "floats" and item.format.variant == "fp16":
+        values = view.float32(start, stop).astype(np.float16).astype(np.float32)
+        weight.pack_floats("F32", values.view(np.uint8), start)
+        return
+    raw = view.raw(start, stop)
+    data = np.ascontiguousarray(raw.data)
+    if item.method == "blocks":
+        weight.pack_gguf(raw.type, data, start)
+    elif item.method == "floats":
+        weight.pack_floats(raw.type, data, start)
+    else:
+        weight.pack_rounded(raw.type, data, start, item.format.bits, item.convention)
+
+
+def _pack_encoded(arena: _native.Arena, view: TensorView, item: Storage) -> _native.Weight:
+    weight: _native.Weight | None = None
+    for start, stop in _encoded_ranges(item):
+        rows = _encoded(view, item, start, stop)
+        if weight is None:
+            weight = _native.Weight(arena, _completed(item, rows))
+        weight.pack_affine(rows.codes, rows.scales, rows.offsets, item.format.bits, start)
+    assert weight is not None  # shapes are not empty
+    return weight
+
+
+def _encoded(view: TensorView, item: Storage, start: int, stop: int) -> AffineRows:
+    if item.format == view.format:
+        tensor: QuantizedTensor = view.quantized(start, stop)
+    else:
+        tensor = rtn.encode(view.float32(start, stop), item.format)
+    return tensor.affine()
+
+
+def _completed(item: Storage, rows: AffineRows) -> _native.PackPlan:
+    """The plan, with what only the codes tell: zero, levels, offsets, and their widths."""
+    plan = pack_plan(item)
+    plan.group, plan.zero = rows.group, rows.zero
+    plan.has_offset = rows.offsets is not None
+    plan.scale_f32 = item.format.scale != "fp16" or item.format.zero == "int"
+    wide = item.format.bits > 4 or (item.format.zero == "int" and rows.offsets is None)
+    plan.code = _native.Code.BYTE if wide else _native.Code.NIBBLE
+    if rows.levels is not None:
+        levels = np.zeros(256 if wide else 16, np.float32)
+        levels[: rows.levels.size] = rows.levels
+        if item.format.variant == "iq4nl":
+            plan.levels8 = [int(level) for level in levels]
+        else:
+            plan.levels = levels.tolist()
+    return plan
+
+
+def _encoded_ranges(item: Storage) -> Iterator[tuple[int, int]]:
+    """Whole where one number is shared by all rows, or a zero that only all codes tell."""
+    format = item.format
+    whole = isinstance(format.granularity, PerTensor) or format.scale == "e4m3"
+    whole = whole or (format.zero == "int" and format.scale != "fp16")
+    return iter([(0, item.shape[0])]) if whole else _ranges(item.shape)
+
+
+def _ranges(shape: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    rows = max(_PANEL, _CHUNK_VALUES // shape[1] // _PANEL * _PANEL)
+    for start in range(0, shape[0], rows):
+        yield start, min(shape[0], start + rows)

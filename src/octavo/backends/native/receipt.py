@@ -1,0 +1,93 @@
+"""What really runs, from the plan that native resolved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from octavo import _native
+from octavo.backends.base import KernelUse, Receipt, RuntimeConfig
+from octavo.backends.native.recipe import Storage, is_requantized
+from octavo.core.errors import UnsupportedError
+from octavo.spec.decoder import DecoderSpec, Role
+from octavo.spec.graph import head_role, role_shape, roles
+
+Line = tuple[int, str, str, bool, int]  # layer (-1: head), part, kernel, fast, bytes
+_FALLBACK = "no hand-written kernel for this format on this ISA: the codec path runs it"
+
+
+def check_strict(lines: Sequence[Line], isa: str) -> None:
+    """Raises UnsupportedError naming the parts that no fast kernel serves."""
+    slow = sorted({f"{part} ({kernel})" for _, part, kernel, fast, _ in lines if not fast})
+    if slow:
+        raise UnsupportedError(
+            f"strict: no fast kernel on {isa} for {', '.join(slow)}; choose another format, or "
+            "leave strict out to run the codec path"
+        )
+
+
+def build(
+    spec: DecoderSpec,
+    config: RuntimeConfig,
+    items: Mapping[Role, Storage],
+    weights: Mapping[Role, _native.Weight],
+    native: _native.Executor,
+    notes: tuple[str, ...],
+) -> Receipt:
+    """Exact bytes: every linear's panels, norms and biases, and an untied embedding's one row."""
+    lines = native.kernels()
+    row = 0 if spec.tied_head else weights[Role("embed")].row_bytes
+    return Receipt(
+        backend="native",
+        isa=native.isa,
+        threads=config.threads,
+        kv_format=config.kv_format,
+        bytes_per_token=sum(size for *_, size in lines) + row + _vector_bytes(spec),
+        packed_bytes=sum(weight.bytes for weight in weights.values()),
+        kernels=_uses(spec, items, lines),
+        requantized=is_requantized(list(items.values())),
+        notes=notes,
+    )
+
+
+def _vector_bytes(spec: DecoderSpec) -> int:
+    shapes = [role_shape(spec, role) for role in roles(spec)]
+    return 4 * sum(shape[0] for shape in shapes if len(shape) == 1)
+
+
+def _uses(
+    spec: DecoderSpec, items: Mapping[Role, Storage], lines: Sequence[Line]
+) -> tuple[KernelUse, ...]:
+    """One entry for all parts that run alike in all their layers."""
+    by_name = {(role.layer, str(role.part)): item for role, item in items.items()}
+    members: dict[KernelUse, list[Line]] = {}
+    for line in lines:
+        layer, part, kernel, fast, _ = line
+        item = items[head_role(spec)] if layer < 0 else by_name[layer, part]
+        where = "head" if layer < 0 else "layers"
+        fallback = "" if fast else _FALLBACK
+        use = KernelUse(where, kernel, str(item.format), item.activations, 0, fallback)
+        members.setdefault(use, []).append(line)
+    return tuple(
+        replace(use, role=_name(same), bytes_per_token=sum(size for *_, size in same))
+        for use, same in members.items()
+    )
+
+
+def _name(lines: Sequence[Line]) -> str:
+    layers = sorted({line[0] for line in lines})
+    if layers[0] < 0:
+        return "head"
+    parts = ",".join(dict.fromkeys(line[1] for line in lines))
+    return f"layers {_ranges(layers)} {parts}"
+
+
+def _ranges(layers: Sequence[int]) -> str:
+    """0, 1, 2, 5 -> "0-2,5"."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and runs[-1][1] == layer - 1:
+            runs[-1][1] = layer
+        else:
+            runs.append([layer, layer])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)

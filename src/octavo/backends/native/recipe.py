@@ -1,0 +1,164 @@
+"""How each weight is stored and run: decided once, before a byte is packed.
+
+"source" keeps what the file holds: integer blocks and integer codebooks run with a8, bf16 with
+bf16 activations, and fp16 and fp32 as fp32 (rounding them to bf16 would lose digits).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from octavo import _native
+from octavo.backends.base import RuntimeConfig
+from octavo.core.errors import FormatError, UnsupportedError
+from octavo.formats.activations import a8_group_for, padded_width
+from octavo.formats.gguf_formats import GGUF_FORMATS
+from octavo.formats.granularity import PerGroup, PerTensor
+from octavo.formats.number_format import BF16, NumberFormat
+from octavo.formats.rounding import Convention, resolve_convention
+from octavo.io.weights import TensorView
+from octavo.spec.decoder import Role
+
+Method = Literal["blocks", "floats", "rounded", "encoded"]
+_NATIVE_CONVENTIONS: tuple[Convention, ...] = ("absmax", "full", "signed", "no_clip", "minmax")
+_FLOAT_TYPES = ("F32", "F16", "BF16")
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """How one matrix is held and multiplied.
+
+    method      "blocks": GGUF blocks as they are; "floats": values, rounded to bf16 where code
+                says so; "rounded": requantized natively; "encoded": through the numpy encoder.
+    convention  of a rounded one.
+    """
+
+    role: Role
+    shape: tuple[int, int]
+    format: NumberFormat
+    method: Method
+    act: _native.Act
+    source_type: str
+    convention: str = ""
+
+    @property
+    def activations(self) -> str:
+        """Name of the activations' format, as receipts have it."""
+        if self.act == _native.Act.A8:
+            group = _group(self.format, self.shape)
+            return f"a8_g{a8_group_for(group, padded_width(self.shape[1]))}"
+        return "abf16" if self.act == _native.Act.BF16 else "a32"
+
+
+def storage(role: Role, view: TensorView, config: RuntimeConfig) -> Storage:
+    """The storage of a role's matrix. Raises FormatError when its shape can't take the format,
+    UnsupportedError when the activations asked for don't go with it."""
+    shape = (view.shape[0], view.shape[1])
+    stored = view.raw(0, 1).type
+    wanted = wanted_format(role, config)
+    target = view.format if wanted == "source" else NumberFormat.parse(wanted)
+    target.groups(shape)
+    method, convention = _method(target, view.format, stored)
+    act = _activations(role, target, config)
+    _check_group(role, target, shape, act)
+    return Storage(role, shape, target, method, act, stored, convention)
+
+
+def wanted_format(role: Role, config: RuntimeConfig) -> str:
+    """The name in `config.keep` that fits the role best, else `config.format`.
+
+    Keys are a part ("down"), or a part of one layer ("layers.3.down"); the embedding of a tied
+    model answers to "head" too.
+    """
+    names = [str(role.part)] if role.layer is None else [f"layers.{role.layer}.{role.part}"]
+    names.append(str(role.part))
+    kept = dict(config.keep)
+    return next((kept[name] for name in names if name in kept), config.format)
+
+
+def is_requantized(items: list[Storage]) -> bool:
+    """Whether anything is held in another format than its file's."""
+    return any(item.method in ("rounded", "encoded") for item in items) or any(
+        item.format == BF16 and item.source_type in ("F32", "F16") for item in items
+    )
+
+
+def pack_plan(item: Storage) -> _native.PackPlan:
+    """The panels of a matrix. For "encoded" ones the packer completes it from the first codes."""
+    n, k = item.shape
+    if item.method == "blocks":
+        return _native.PackPlan.gguf(item.source_type, n, k)
+    plan = _native.PackPlan()
+    plan.n, plan.k = n, k
+    if item.method == "floats":
+        plan.code = _native.Code.BF16 if item.format == BF16 else _native.Code.F32
+        return plan
+    plan.code = _native.Code.NIBBLE if item.format.bits <= 4 else _native.Code.BYTE
+    plan.group = _group(item.format, item.shape)
+    plan.zero = 0 if item.format.zero != "none" else 2 ** (item.format.bits - 1)
+    plan.has_offset = item.format.zero != "none"
+    plan.scale_f32 = item.format.scale != "fp16" or item.format.zero == "int"
+    return plan
+
+
+def _method(target: NumberFormat, stored: NumberFormat, type_name: str) -> tuple[Method, str]:
+    if target.plain:
+        return "floats", ""
+    if target == stored:
+        return ("blocks" if type_name in GGUF_FORMATS else "encoded"), ""
+    convention = resolve_convention(target, None)
+    if _rounds_natively(target) and convention in _NATIVE_CONVENTIONS:
+        return "rounded", convention
+    return "encoded", ""
+
+
+def _rounds_natively(target: NumberFormat) -> bool:
+    return (
+        target.kind == "int"
+        and not target.variant
+        and target.bits >= 2
+        and target.scale in ("fp16", "fp32")
+        and target.super_scale is None
+        and not isinstance(target.granularity, PerTensor)
+        and (target.zero == "none" or (target.zero == "int" and target.scale == "fp16"))
+    )
+
+
+def _activations(role: Role, target: NumberFormat, config: RuntimeConfig) -> _native.Act:
+    integer = target.kind == "int" or target.variant == "iq4nl"
+    asked = config.activations
+    if asked == "auto":
+        if integer:
+            return _native.Act.A8
+        exact = target.plain and target != BF16
+        return _native.Act.F32 if exact else _native.Act.BF16
+    if asked == "a8" and not integer:
+        raise UnsupportedError(
+            f"{role} is {target}: its values are not integers, and a8 multiplies integers; "
+            "use activations auto or abf16, or an integer format"
+        )
+    return {"a8": _native.Act.A8, "abf16": _native.Act.BF16, "a32": _native.Act.F32}[asked]
+
+
+def _group(format: NumberFormat, shape: tuple[int, int]) -> int:
+    return format.granularity.size if isinstance(format.granularity, PerGroup) else shape[1]
+
+
+def _check_group(
+    role: Role, target: NumberFormat, shape: tuple[int, int], act: _native.Act
+) -> None:
+    if target.plain:
+        return
+    group = _group(target, shape)
+    step = 16 if act != _native.Act.A8 or group == 16 else 32
+    if group < shape[1] and group % step:
+        raise FormatError(
+            f"{role} as {target}: kernels take groups that are multiples of {step}; "
+            "use a group of 32, 64 or 128, or _channel"
+        )
+
+
+def is_float_type(name: str) -> bool:
+    """Whether raw rows of this type are plain floats."""
+    return name in _FLOAT_TYPES
