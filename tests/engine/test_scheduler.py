@@ -27,7 +27,7 @@ def request(id_: str, size: int, **params: object) -> Request:
 
 
 def shape(plan: StepPlan) -> list[tuple[str, int, int]]:
-    return [(c.sequence.request.id, c.start, c.count) for c in plan.chunks]
+    return [(c.sequence.request.id, c.start, c.size) for c in plan.chunks]
 
 
 def run(scheduler: Scheduler, token: int = 50) -> list[tuple[str, int, int]]:
@@ -123,7 +123,7 @@ def test_choices_share_the_prompt():
     assert run(scheduler) == [("a", 0, 6)]  # all but the last token, once
     assert scheduler.pool.groups[0].free == 3
     plan = scheduler.schedule()
-    assert [(c.sequence.choice, c.start, c.count) for c in plan.chunks] == [
+    assert [(c.sequence.choice, c.start, c.size) for c in plan.chunks] == [
         (0, 6, 1),
         (1, 6, 1),
         (2, 6, 1),

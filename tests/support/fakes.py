@@ -88,6 +88,16 @@ class FakeModel:
         ]
 
 
+@dataclass(frozen=True)
+class CountingModel(FakeModel):
+    """Each token is followed by the next number: "a" by "b", and 255 by 256."""
+
+    def logits(self, histories: Sequence[Sequence[int]]) -> F32:
+        scores = np.zeros(self.vocab, np.float32)
+        scores[(histories[0][-1] + 1) % self.vocab] = 10
+        return scores
+
+
 class FakeExecutor:
     """Keeps tokens in a paged cache and reads them back through the block tables.
 
@@ -260,9 +270,13 @@ class ByteTokenizer:
     eos_ids: tuple[int, ...] = (256,)
     special_ids = frozenset((256, 257))
     chat_template: str | None = None
+    strips_space = False
 
     def encode(self, text: str, add_special: bool = True, parse_special: bool = False) -> list[int]:
         return ([self.bos_id] if add_special else []) + list(text.encode())
+
+    def token_bytes(self, token: int) -> bytes:
+        return bytes([token]) if token < 256 else b""
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         return bytes(i for i in ids if i < 256).decode(errors="replace")

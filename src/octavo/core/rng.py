@@ -74,4 +74,5 @@ def uniform_array(
     keys[:, 0], keys[:, 1] = seed & _MASK, seed >> 32
     block = philox_array(counters, keys).astype(np.uint64)
     bits = (block[:, 0] << np.uint64(21)) + (block[:, 1] >> np.uint64(11))
-    return bits.astype(np.float64) * 2.0**-53
+    draws: F64 = bits.astype(np.float64) * 2.0**-53
+    return draws

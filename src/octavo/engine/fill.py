@@ -99,7 +99,7 @@ class Filler:
         positions: list[int] = []
         starts = [0]
         for index, chunk in enumerate(chunks):
-            sequence, stop = chunk.sequence, chunk.start + chunk.count
+            sequence, stop = chunk.sequence, chunk.start + chunk.size
             tokens += sequence.tokens[chunk.start : stop]
             positions += range(chunk.start, stop)
             starts.append(len(tokens))

@@ -81,7 +81,9 @@ def penalize(scores: F32, params: SamplingParams, counts: Counts | None) -> F32:
     repeated = np.where(scores > 0, scores / factor, scores * factor)
     scores = np.where(seen, repeated, scores).astype(np.float32)
     scores = scores - np.float32(params.frequency_penalty) * counts.output.astype(np.float32)
-    return scores - np.float32(params.presence_penalty) * (counts.output > 0).astype(np.float32)
+    present = (counts.output > 0).astype(np.float32)
+    penalized: F32 = scores - np.float32(params.presence_penalty) * present
+    return penalized
 
 
 def candidates(scores: F32, params: SamplingParams) -> Candidates:

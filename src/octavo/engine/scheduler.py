@@ -72,22 +72,22 @@ _NO_ROWS = range(0)
 
 
 class Chunk(NamedTuple):
-    """Rows start .. start + count of a sequence in one step."""
+    """Rows start .. start + size of a sequence in one step."""
 
     sequence: Sequence
     start: int
-    count: int
+    size: int
     samples: bool  # its last row gives a new token
     scored: range = _NO_ROWS  # positions whose next prompt token's log-probability is wanted
 
 
-def _chunk(sequence: Sequence, count: int) -> Chunk:
+def _chunk(sequence: Sequence, size: int) -> Chunk:
     start = sequence.computed
-    stop = start + count
+    stop = start + size
     last = min(stop, sequence.n_prompt - 1)
     first = sequence.unscored if sequence.unscored > start else start
     scored = range(first, last) if first < last else _NO_ROWS
-    return Chunk(sequence, start, count, stop == len(sequence.tokens), scored)
+    return Chunk(sequence, start, size, stop == len(sequence.tokens), scored)
 
 
 @dataclass(slots=True)
@@ -108,7 +108,7 @@ class StepPlan:
         """Undo `add`, if it happened."""
         for chunk in self.chunks:
             if chunk.sequence is sequence:
-                self.budget += chunk.count
+                self.budget += chunk.size
         self.chunks = [c for c in self.chunks if c.sequence is not sequence]
         self.preempted += 1
 
@@ -252,7 +252,7 @@ class Scheduler:
         entry = 0
         for chunk in plan.chunks:
             sequence = chunk.sequence
-            sequence.computed += chunk.count
+            sequence.computed += chunk.size
             scores = _scores(chunk, result, entry) if chunk.scored else ()
             entry += len(scores)
             if chunk.samples:

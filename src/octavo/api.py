@@ -1,0 +1,400 @@
+"""The library's front door: load a model once, then generate, stream or chat."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from octavo.backends.base import Executor, Receipt, RuntimeConfig
+from octavo.core.errors import ConfigError, OctavoError, RequestError
+from octavo.engine.client import InProcessClient, OutputStream
+from octavo.engine.detokenize import Detokenizer
+from octavo.engine.engine import Engine
+from octavo.engine.request import FinishReason, Output, Request, SamplingParams, TokenLogprobs
+from octavo.spec.decoder import DecoderSpec
+
+if TYPE_CHECKING:
+    from octavo.io.tokenizer import Tokenizer
+
+Prompts = str | Sequence[str] | Sequence[Sequence[int]]
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One answer.
+
+    text           without the stop token or stop string that ended it
+    tokens         ids, a stop token included
+    prompt_tokens  how many tokens the prompt has
+    stop_reason    the stop token or stop string, when finish_reason is "stop"
+    seed           what repeats the answer, with the choice's number; None when greedy
+    time_to_first_token           seconds from the call
+    prefill_tokens_per_second     prompt tokens over that time
+    decode_tokens_per_second      tokens after the first over their time; 0 when there is none
+
+    A batch shares the machine: rates are each answer's own, not the batch's.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    prompt_tokens: int
+    choice: int
+    finish_reason: FinishReason
+    stop_reason: int | str | None
+    logprobs: tuple[TokenLogprobs, ...]
+    prompt_logprobs: tuple[TokenLogprobs, ...]
+    seed: int | None
+    time_to_first_token: float
+    prefill_tokens_per_second: float
+    decode_tokens_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What is new of an answer. The last one of a choice has its finish_reason and completion."""
+
+    text: str
+    tokens: tuple[int, ...]
+    choice: int
+    finish_reason: FinishReason | None = None
+    completion: Completion | None = None
+
+
+class LLM:
+    """A loaded model. Any thread may call it; requests at the same time share its steps.
+
+    `model` is a directory, a .gguf file, a hub id, or a demo model's name. `format` names a number
+    format to requantize to; "source" loses nothing. Raises the errors of octavo.core.errors: a
+    UserError's message says what to change.
+
+    `SamplingParams()` is greedy for every model; what a model's own files suggest is
+    `default_params()`, and used only when passed.
+    """
+
+    def __init__(
+        self, model: str, *, format: str = "source", config: RuntimeConfig | None = None
+    ) -> None:
+        from octavo.backends import native
+        from octavo.io.checkpoint import open_model
+        from octavo.io.hub import resolve_model
+        from octavo.io.tokenizer import load_tokenizer
+
+        wanted = _with_format(config or RuntimeConfig(), format)
+        path = resolve_model(model)
+        with open_model(path) as opened:
+            metadata = opened.metadata if opened.kind == "gguf" else None
+            tokenizer = load_tokenizer(path, metadata)
+            executor = native.load(opened.spec, opened.source, wanted)
+            eos, generation = opened.eos_ids, dict(opened.generation)
+        self._set_up(executor, tokenizer, (*eos, *tokenizer.eos_ids), generation)
+
+    @classmethod
+    def from_parts(
+        cls,
+        executor: Executor,
+        tokenizer: Tokenizer,
+        eos: Sequence[int] = (),
+        generation: Mapping[str, float] | None = None,
+    ) -> LLM:
+        """From an executor and a tokenizer made elsewhere. `close` closes the executor."""
+        llm = cls.__new__(cls)
+        llm._set_up(executor, tokenizer, eos, generation or {})
+        return llm
+
+    def _set_up(
+        self,
+        executor: Executor,
+        tokenizer: Tokenizer,
+        eos: Sequence[int],
+        generation: Mapping[str, float],
+    ) -> None:
+        self._executor, self._tokenizer = executor, tokenizer
+        self._eos = tuple(dict.fromkeys(eos))
+        self._generation = dict(generation)
+        self._engine = Engine(executor)
+        self._client = InProcessClient(self._engine)
+        self._ids = count()
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self._tokenizer
+
+    @property
+    def executor(self) -> Executor:
+        """What runs the steps. Do not step it while requests run."""
+        return self._executor
+
+    @property
+    def spec(self) -> DecoderSpec:
+        return self._executor.spec
+
+    @property
+    def context(self) -> int:
+        """Tokens that a prompt and its answer may have together."""
+        return self._engine.limits.context
+
+    def receipt(self) -> Receipt:
+        """What really runs: kernels, formats, bytes per token."""
+        return self._executor.receipt()
+
+    def default_params(self) -> SamplingParams:
+        """The sampling that the model's files suggest; greedy where they suggest nothing."""
+        suggested = self._generation
+        if not suggested:
+            return SamplingParams()
+        plain = SamplingParams(temperature=1.0)
+        return SamplingParams(
+            temperature=suggested.get("temperature", plain.temperature),
+            top_k=int(suggested.get("top_k", plain.top_k)),
+            top_p=suggested.get("top_p", plain.top_p),
+            min_p=suggested.get("min_p", plain.min_p),
+            repetition_penalty=suggested.get("repetition_penalty", plain.repetition_penalty),
+        )
+
+    def generate(self, prompts: Prompts, params: SamplingParams | None = None) -> list[Completion]:
+        """Answer prompts together: texts, or token ids (nothing is added to ids).
+
+        Returns the prompts' answers in order, params.n for each. Greedy when params is None. Raises
+        RequestError, before anything runs, for a prompt that can't be served.
+        """
+        encoded = self._encoded(prompts)
+        with self._start(encoded, params or SamplingParams(), continues=True) as answers:
+            for _ in answers:
+                pass
+            return answers.completions()
+
+    def stream(
+        self, prompt: str | Sequence[int], params: SamplingParams | None = None
+    ) -> Iterator[Delta]:
+        """One prompt's answer as it comes. Closing the iterator (or leaving it) ends the answer."""
+        return self._start([self._encode(prompt)], params or SamplingParams(), continues=True)
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        stream: Literal[False] = False,
+    ) -> Completion: ...
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        stream: Literal[True],
+    ) -> Iterator[Delta]: ...
+
+    @overload
+    def chat(
+        self, messages: Sequence[Message], params: SamplingParams | None, stream: Literal[True]
+    ) -> Iterator[Delta]: ...
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        stream: bool = False,
+    ) -> Completion | Iterator[Delta]:
+        """The next turn of a conversation, [{"role": ..., "content": ...}, ...].
+
+        Raises TokenizerError when the model has no chat template or the template refuses.
+        """
+        from octavo.io.chat_template import render_chat
+
+        params = params or SamplingParams()
+        if params.n != 1:
+            raise RequestError("a conversation has one next turn: n must be 1", param="n")
+        tokens = tuple(render_chat(self._tokenizer, messages))
+        answers = self._start([tokens], params, continues=False)
+        if stream:
+            return answers
+        with answers:
+            for _ in answers:
+                pass
+            return answers.completions()[0]
+
+    def _encoded(self, prompts: Prompts) -> list[tuple[int, ...]]:
+        if isinstance(prompts, str):
+            prompts = [prompts]
+        return [self._encode(prompt) for prompt in prompts]
+
+    def _encode(self, prompt: object) -> tuple[int, ...]:
+        if isinstance(prompt, str):
+            return tuple(self._tokenizer.encode(prompt))
+        if isinstance(prompt, Sequence) and all(type(token) is int for token in prompt):
+            return tuple(prompt)
+        raise RequestError(
+            f"a prompt is a text or a sequence of token ids, got {type(prompt).__name__}"
+            " (several prompts of ids are a list of lists)",
+            param="prompt",
+        )
+
+    def _start(
+        self, prompts: list[tuple[int, ...]], params: SamplingParams, continues: bool
+    ) -> Answers:
+        requests = [self._request(prompt, params) for prompt in prompts]
+        for index, request in enumerate(requests if len(requests) > 1 else ()):
+            self._validate(request, index)
+        begin = time.perf_counter()
+        stream = self._client.submit(requests)
+        answers = [
+            _Answer(request, choice, Detokenizer(self._tokenizer, params.stop, True, continues))
+            for request in stream.requests
+            for choice in range(params.n)
+        ]
+        return Answers(self._client, stream, answers, begin)
+
+    def _request(self, prompt: tuple[int, ...], params: SamplingParams) -> Request:
+        return Request(f"request-{next(self._ids)}", prompt, params, self._eos)
+
+    def _validate(self, request: Request, index: int) -> None:
+        try:
+            self._engine.validate(request)
+        except RequestError as error:
+            message = f"prompt {index} (counted from 0): {error}"
+            raise RequestError(message, error.param, error.code) from error
+
+    def close(self) -> None:
+        """End what runs and free the model. Idempotent."""
+        self._client.close()
+        self._executor.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class _Answer:
+    """One choice while it grows."""
+
+    def __init__(self, request: Request, choice: int, detokenizer: Detokenizer) -> None:
+        self.request, self.choice = request, choice
+        self._detokenizer = detokenizer
+        self._texts: list[str] = []
+        self._tokens: list[int] = []
+        self._logprobs: list[TokenLogprobs] = []
+        self._prompt_logprobs: list[TokenLogprobs] = []
+        self._first = self._last = 0.0
+        self.completion: Completion | None = None
+
+    def take(self, output: Output, begin: float, now: float) -> Delta:
+        """Add a step's output. `completion` is set when it was the last."""
+        self._tokens += output.tokens
+        self._logprobs += output.logprobs
+        self._prompt_logprobs += output.prompt_logprobs
+        if output.tokens:
+            self._first = self._first or now
+            self._last = now
+        finish, reason = output.finish, output.stop_reason
+        text = self._detokenizer.push(output.tokens if reason is None else output.tokens[:-1])
+        if finish is not None:
+            text += self._detokenizer.finish()
+        if self._detokenizer.stopped is not None:
+            finish = "stop"
+        self._texts.append(text)
+        if finish is not None:
+            self.completion = self._complete(finish, self._detokenizer.stopped or reason, begin)
+        return Delta(text, output.tokens, self.choice, finish, self.completion)
+
+    def _complete(self, finish: FinishReason, reason: int | str | None, begin: float) -> Completion:
+        to_first, after = self._first - begin, self._last - self._first
+        size, more = len(self.request.prompt), len(self._tokens) - 1
+        return Completion(
+            text="".join(self._texts),
+            tokens=tuple(self._tokens),
+            prompt_tokens=size,
+            choice=self.choice,
+            finish_reason=finish,
+            stop_reason=reason,
+            logprobs=tuple(self._logprobs),
+            prompt_logprobs=tuple(self._prompt_logprobs),
+            seed=self.request.params.seed,
+            time_to_first_token=max(to_first, 0.0),
+            prefill_tokens_per_second=size / to_first if to_first > 0 else 0.0,
+            decode_tokens_per_second=more / after if after > 0 else 0.0,
+        )
+
+
+class Answers(Iterator[Delta]):
+    """The answers of one call, as they come. Closing it ends those that still run."""
+
+    def __init__(
+        self,
+        client: InProcessClient,
+        stream: OutputStream,
+        answers: Iterable[_Answer],
+        begin: float,
+    ) -> None:
+        self._client, self._stream, self._begin = client, stream, begin
+        self._answers = {(answer.request.id, answer.choice): answer for answer in answers}
+
+    def __next__(self) -> Delta:
+        while not self._done():
+            output = next(self._stream)
+            answer = self._answers[output.request_id, output.choice]
+            if answer.completion is not None:
+                continue  # stopped by a string while the next step was on its way
+            if output.finish == "error":
+                self.close()
+                raise OctavoError(output.error)
+            delta = answer.take(output, self._begin, time.perf_counter())
+            if delta.finish_reason is not None and output.finish is None:
+                self._client.abort(output.request_id, output.choice)
+            return delta
+        self.close()
+        raise StopIteration
+
+    def _done(self) -> bool:
+        return all(answer.completion is not None for answer in self._answers.values())
+
+    def completions(self) -> list[Completion]:
+        """Those that have ended, in the order of prompts and choices."""
+        found = (answer.completion for answer in self._answers.values())
+        return [completion for completion in found if completion is not None]
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def __enter__(self) -> Answers:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def load_tokenizer(model: str) -> Tokenizer:
+    """The tokenizer of a model reference alone, without its weights."""
+    from octavo.io import tokenizer
+    from octavo.io.hub import resolve_model
+
+    return tokenizer.load_tokenizer(resolve_model(model))
+
+
+def _with_format(config: RuntimeConfig, format: str) -> RuntimeConfig:
+    if format == "source" or format == config.format:
+        return config
+    if config.format != "source":
+        raise ConfigError(
+            f"format={format!r} and config.format={config.format!r} differ; give one of them"
+        )
+    return dataclasses.replace(config, format=format)
