@@ -45,9 +45,7 @@ MEMORY = 512 << 20
 SECONDS = 1.0
 TRACED = (gguf_reader, safetensors_file, mapping, stored)
 # Not the readers': writing, and what no content of a file can cause.
-NOT_READ = frozenset(
-    {"write_safetensors", "_dtype_name", "replacing", "_map_file", "drop"}
-)
+NOT_READ = frozenset({"write_safetensors", "_dtype_name", "replacing", "_map_file", "drop"})
 DECODED = frozenset(
     "F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS".split()
 )
@@ -261,6 +259,16 @@ def _parse(output: str) -> Tally:
     return Tally(Counter(outcomes), [(case, text) for case, text in failures], covered)
 
 
+def summary(tally: Tally, missing: list[str]) -> dict[str, object]:
+    return {
+        "cases": tally.outcomes.total() + len(tally.failures),
+        "read": sum(n for kind, n in tally.outcomes.items() if kind.endswith(": read")),
+        "kinds": len(tally.outcomes),
+        "failures": tally.failures,
+        "unreached": missing,
+    }
+
+
 def report(tally: Tally, missing: list[str], seed: int, seconds: float) -> Iterator[str]:
     read = sum(n for kind, n in tally.outcomes.items() if kind.endswith(": read"))
     cases = tally.outcomes.total()
@@ -282,6 +290,7 @@ def main() -> int:
     parser.add_argument("--traced", type=int, default=20_000, help="cases under the line tracer")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--case", type=int, help="run this one case here and show what it raises")
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     parser.add_argument("--worker", type=int, nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--progress", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -295,7 +304,10 @@ def main() -> int:
     start = time.monotonic()
     tally = run_workers(arguments.seed, arguments.cases, arguments.traced, arguments.workers)
     missing = uncovered(tally.lines)
-    print("\n".join(report(tally, missing, arguments.seed, time.monotonic() - start)))
+    if arguments.json:
+        print(json.dumps(summary(tally, missing)))
+    else:
+        print("\n".join(report(tally, missing, arguments.seed, time.monotonic() - start)))
     return 1 if tally.failures or missing else 0
 
 

@@ -28,6 +28,7 @@ class Layout:
     data: bytearray = field(default_factory=bytearray)
     fields: list[tuple[int, int]] = field(default_factory=list)  # (offset, width)
     entries: list[tuple[int, int]] = field(default_factory=list)  # [start, stop)
+    marked: list[tuple[int, int]] = field(default_factory=list)  # rare fields, to be hit often
 
     def number(self, value: int, width: int) -> None:
         self.fields.append((len(self.data), width))
@@ -106,6 +107,7 @@ def odd_gguf() -> Layout:
     scalars = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 5: "<i", 10: "<Q", 11: "<q"}
     layout = _start(2, len(tensors), len(scalars) + 10)
     layout.value("general.alignment", 4, struct.pack("<I", 16))
+    layout.marked = layout.fields[-2:]
     for kind, code in scalars.items():
         layout.value(f"n{kind}", kind, struct.pack(code, 5))
     layout.value("f4", 6, struct.pack("<f", 0.5))
@@ -117,9 +119,9 @@ def odd_gguf() -> Layout:
     layout.array("bools", 7, 3, b"\0\1\1")
     inner = struct.pack("<IQ2B", 0, 2, 1, 2)
     layout.array("nested", ARRAY, 2, inner * 2)
-    deep = b"".join(struct.pack("<IQ", ARRAY, 1) for _ in range(3)) + struct.pack("<IQB", 0, 1, 1)
+    deep = b"".join(struct.pack("<IQ", ARRAY, 1) for _ in range(2)) + struct.pack("<IQB", 0, 1, 1)
     layout.array("deep", ARRAY, 1, deep)
-    layout.fields += [(len(layout.data) - 13, 4), (len(layout.data) - 9, 8)]  # the innermost array
+    layout.marked.append((len(layout.data) - 13, 4))  # the type in the innermost array
     return _finish(layout, tensors, 16)
 
 
@@ -177,6 +179,12 @@ def _retype(data: bytearray, layout: Layout, rng: random.Random) -> None:
     data[offset : offset + width] = rng.randrange(45).to_bytes(width, "little")
 
 
+def _lie_where_it_is_rare(data: bytearray, layout: Layout, rng: random.Random) -> None:
+    offset, width = rng.choice(layout.marked or layout.fields)
+    value = rng.choice((0, 5, 5, 6, 9, 9, 48, 1 << 21))
+    data[offset : offset + width] = value.to_bytes(width, "little")
+
+
 def _truncate(data: bytearray, layout: Layout, rng: random.Random) -> None:
     at_field = [offset + rng.randrange(9) for offset, _ in layout.fields]
     del data[rng.choice((rng.randrange(len(data) + 1), rng.choice(at_field))) :]
@@ -221,7 +229,8 @@ def _noise(data: bytearray, layout: Layout, rng: random.Random) -> None:
 
 _MUTATIONS: tuple[Callable[[bytearray, Layout, random.Random], None], ...] = (
     _flip, _lie, _lie, _lie, _lie, _retype, _retype, _truncate, _extend, _repeat, _repeat_counted,
-    _remove, _noise, _start_wrong,
+    _remove, _noise, _start_wrong, _lie_where_it_is_rare,
+    _lie_where_it_is_rare,
 )  # fmt: skip
 
 _DATA = bytes(range(48))
@@ -332,6 +341,8 @@ def make_shards(rng: random.Random) -> Files:
         )
     if rng.random() < 0.1:
         del files[rng.choice(tuple(files))]
+    if rng.random() < 0.02:
+        files = {rng.choice(("pytorch_model.bin", "notes.txt")): b"?"}
     if rng.random() < 0.05:
         files["model.safetensors"] = safetensors_bytes(rng, safetensors_header(), _DATA)
     return files
