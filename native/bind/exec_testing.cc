@@ -15,7 +15,7 @@ namespace nb = nanobind;
 using namespace nb::literals;
 using namespace octavo;
 
-void bind_exec_testing(nb::module_ m);
+void bind_exec_testing(nb::module_& m);
 
 namespace {
 
@@ -56,7 +56,7 @@ std::tuple<std::vector<int32_t>, std::vector<float>> top_logprobs(const std::str
 
 }  // namespace
 
-void bind_exec_testing(nb::module_ m) {
+void bind_exec_testing(nb::module_& m) {
   nb::class_<SampleParams>(m, "SampleParams")
       .def(nb::init<>())
       .def_rw("temperature", &SampleParams::temperature)

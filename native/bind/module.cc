@@ -20,8 +20,8 @@ template <class T, int kDims>
 using In = nb::ndarray<const T, nb::ndim<kDims>, nb::c_contig, nb::device::cpu>;
 using Floats = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
-void bind_testing(nb::module_ m);       // bind/testing.cc
-void bind_exec_testing(nb::module_ m);  // bind/exec_testing.cc
+void bind_testing(nb::module_& m);       // bind/testing.cc
+void bind_exec_testing(nb::module_& m);  // bind/exec_testing.cc
 
 namespace {
 

@@ -16,7 +16,7 @@ from octavo.backends.native.executor import NativeExecutor
 from octavo.backends.native.packing import pack
 from octavo.backends.native.recipe import Storage, pack_plan, storage
 from octavo.core.errors import ConfigError, ResourceError, UnsupportedError
-from octavo.core.hardware import Machine, check_platform, probe
+from octavo.core.hardware import Machine, probe
 from octavo.formats.number_format import NumberFormat
 from octavo.io.weights import WeightSource
 from octavo.spec.decoder import DecoderSpec, LayerSpec, MoeMlp, Role
@@ -55,9 +55,7 @@ def load(spec: DecoderSpec, source: WeightSource, config: RuntimeConfig) -> Nati
         raise UnsupportedError("the native backend can't run this: " + "; ".join(support.reasons))
     _check_keep(spec, config)
     machine = probe()
-    config = replace(
-        config, isa=resolve_isa(config.isa), threads=config.threads or machine.threads
-    )
+    config = replace(config, isa=resolve_isa(config.isa), threads=config.threads or machine.threads)
     items = {
         role: storage(role, source.tensor(role), config)
         for role in roles(spec)
@@ -93,9 +91,7 @@ def _fit(
     return config, (note,) if note else ()
 
 
-def _pack_all(
-    source: WeightSource, items: Mapping[Role, Storage]
-) -> dict[Role, _native.Weight]:
+def _pack_all(source: WeightSource, items: Mapping[Role, Storage]) -> dict[Role, _native.Weight]:
     arena = _native.Arena()
     try:
         return {role: pack(arena, source.tensor(role), item) for role, item in items.items()}
