@@ -26,17 +26,17 @@ class _Small(NamedTuple):
 @cache
 def float_dtype(variant: str) -> np.dtype[Any]:
     """The numpy (or ml_dtypes) type that stores `variant`, scale types included."""
+    if variant in ("fp32", "fp16"):
+        return np.dtype(np.float32 if variant == "fp32" else np.float16)
     import ml_dtypes
 
-    known: dict[str, np.dtype[Any]] = {
-        "fp32": np.dtype(np.float32),
-        "fp16": np.dtype(np.float16),
-        "bf16": np.dtype(ml_dtypes.bfloat16),
-        "e4m3": np.dtype(ml_dtypes.float8_e4m3fn),
-        "e5m2": np.dtype(ml_dtypes.float8_e5m2),
-        "e8m0": np.dtype(ml_dtypes.float8_e8m0fnu),
+    names = {
+        "bf16": "bfloat16",
+        "e4m3": "float8_e4m3fn",
+        "e5m2": "float8_e5m2",
+        "e8m0": "float8_e8m0fnu",
     }
-    return known[variant]
+    return np.dtype(getattr(ml_dtypes, names[variant]))
 
 
 def largest(variant: str) -> float:
