@@ -102,6 +102,12 @@ class LlamaCpp:
         """The likeliest next token, found natively."""
         return int(self._lib.llama_sampler_sample(self._sampler, self._ctx, -1))
 
+    def argmax(self) -> int:
+        """The likeliest next token, found by numpy in llama.cpp's own buffer, without a copy."""
+        address = ctypes.addressof(self._lib.llama_get_logits_ith(self._ctx, -1).contents)
+        row = np.frombuffer((ctypes.c_float * self.vocab).from_address(address), np.float32)
+        return int(row.argmax())
+
     def read_logits(self, rows: int) -> F32:
         """The logits of the last `decode`: a view [rows, vocab] into llama.cpp's buffer."""
         pointer = self._lib.llama_get_logits(self._ctx)
