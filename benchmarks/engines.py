@@ -33,8 +33,8 @@ class Octavo:
     """Our native executor, driven step by step as llama-bench drives llama_decode."""
 
     def __init__(self, setup: Fields) -> None:
-        from octavo.backends import native
         from octavo.backends.base import RuntimeConfig
+        from octavo.backends.native.backend import load
         from octavo.evals.scorer import SingleSequence
         from octavo.io.checkpoint import open_model
         from octavo.io.hub import resolve_model
@@ -47,7 +47,7 @@ class Octavo:
             isa=setup.get("isa", ""),
         )
         with open_model(resolve_model(setup["model"])) as model:
-            self.executor = native.load(model.spec, model.source, config)
+            self.executor = load(model.spec, model.source, config)
         self.sequence = SingleSequence(self.executor)
 
     def describe(self) -> dict[str, Any]:

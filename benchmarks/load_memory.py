@@ -15,14 +15,14 @@ from octavo.core.hardware import parse_kilobytes
 
 LOAD = """
 import json, sys
-from octavo.backends import native
+from octavo.backends.native.backend import load
 from octavo.backends.base import RuntimeConfig
 from octavo.io.checkpoint import open_model
 from octavo.io.hub import resolve_model
 model, number_format, activations = sys.argv[1:]
 config = RuntimeConfig(context=16, max_seqs=1, format=number_format, activations=activations)
 with open_model(resolve_model(model)) as opened:
-    executor = native.load(opened.spec, opened.source, config)
+    executor = load(opened.spec, opened.source, config)
 print(executor.receipt().packed_bytes, flush=True)
 sys.stdin.read()
 """

@@ -39,6 +39,7 @@ def failing(kind: str, as_json: bool) -> None:
         "model": ModelFileError("model.gguf: cut off at byte 7:\n fetch it again"),
         "request": RequestError("max_tokens must be at least 1", param="max_tokens"),
         "ours": InternalError("a block is owned twice"),
+        "bug": ValueError("no such block"),
         "interrupt": KeyboardInterrupt(),
         "pipe": BrokenPipeError(),
     }
@@ -63,6 +64,12 @@ def with_failing_command(monkeypatch: pytest.MonkeyPatch) -> None:
         ("model", 2, "model.gguf: cut off at byte 7: fetch it again"),
         ("request", 2, "max_tokens must be at least 1"),
         ("ours", 1, "a block is owned twice"),
+        (
+            "bug",
+            1,
+            "ValueError: no such block: this is a bug of ours; please report it with what "
+            "OCTAVO_DEBUG=1 shows",
+        ),
     ],
 )
 def test_errors_are_one_line_and_an_exit_status(

@@ -17,7 +17,7 @@ from types import MappingProxyType
 import click
 
 from octavo._version import __version__
-from octavo.core.errors import OctavoError
+from octavo.core.errors import InternalError, OctavoError
 
 COMMANDS = MappingProxyType(
     {
@@ -84,6 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except (click.ClickException, OctavoError) as error:
         return _report(error, words)
+    except Exception as error:
+        return _report(_as_ours(error), words)
 
 
 def _report(error: click.ClickException | OctavoError, words: Sequence[str]) -> int:
@@ -97,6 +99,16 @@ def _report(error: click.ClickException | OctavoError, words: Sequence[str]) -> 
         click.echo(json.dumps({"error": body}))
     click.echo(f"octavo: error: {message}", err=True)
     return status
+
+
+def _as_ours(error: Exception) -> InternalError:
+    """What nobody foresaw is a bug of ours, and says so in one line as well."""
+    bug = InternalError(
+        f"{type(error).__name__}: {error}: this is a bug of ours; "
+        "please report it with what OCTAVO_DEBUG=1 shows"
+    )
+    bug.__cause__ = error
+    return bug
 
 
 def _describe(error: click.ClickException | OctavoError) -> str:

@@ -21,12 +21,12 @@ def open_scorer(name: str, config: RuntimeConfig) -> Scorer:
     but for context, threads and the KV format."""
     if name.startswith(RIVAL):
         return _rival(name.removeprefix(RIVAL), config)
-    from octavo.backends import native
+    from octavo.backends.native.backend import load
     from octavo.evals.scorer import ExecutorScorer
     from octavo.io.checkpoint import open_model
 
     with open_model(_path(name)) as model:
-        executor = native.load(model.spec, model.source, config)
+        executor = load(model.spec, model.source, config)
     receipt = executor.receipt()
     return ExecutorScorer(executor, f"{name} ({config.format}, {receipt.backend} {receipt.isa})")
 
