@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -80,7 +82,7 @@ def test_unread_keys_are_reported_with_their_path() -> None:
     config.sub("nested").int_("known")
     assert config.unread() == ("nested.deep", "odd")
     config.ignore("odd")
-    with pytest.raises(ConfigError, match="unknown key 'nested.deep'"):
+    with pytest.raises(ConfigError, match=r"unknown key 'nested\.deep'"):
         config.expect_all_read()
 
 
@@ -103,16 +105,17 @@ json_values = st.recursive(
 @given(json_values)
 def test_any_json_value_is_read_or_refused_as_a_config_error(value: object) -> None:
     config = reader(key=value)
-    for read in (config.int_, config.float_, config.bool_, config.str_, config.sub):
-        try:
-            read("key")
-        except ConfigError as error:
-            assert "config.json: key" in str(error)
-    for read_list in (config.ints, config.floats, config.strs):
-        try:
-            read_list("key")
-        except ConfigError as error:
-            assert "config.json: key" in str(error)
+    reads = (config.int_, config.float_, config.bool_, config.str_, config.sub)
+    messages = [refusal(read) for read in (*reads, config.ints, config.floats, config.strs)]
+    assert all(m.startswith("config.json: key ") for m in messages if m)
+
+
+def refusal(read: Callable[[str], object]) -> str:
+    try:
+        read("key")
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 def test_harmless_keys_never_name_what_a_decoder_computes() -> None:

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.tiny_models import tiny_config
 
 from octavo.spec.config_reader import ConfigReader
 from octavo.spec.decoder import RopeScaling, RopeSpec
 from octavo.spec.rope import attention_factor, cos_sin, inverse_frequencies
 from octavo.spec.table import family_for_hf
+from support.tiny_models import tiny_config
 
 torch = pytest.importorskip("torch")
 modeling_rope_utils = pytest.importorskip("transformers.modeling_rope_utils")

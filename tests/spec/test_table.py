@@ -33,7 +33,7 @@ def test_an_unknown_architecture_names_the_nearest_and_all_known() -> None:
     assert "'Qwen2MoeForCausalLM' is not supported" in text
     assert "The nearest is 'Qwen" in text
     assert all(name in text for entry in FAMILIES for name in entry.hf)
-    with pytest.raises(UnsupportedError, match="The nearest is 'gemma[23]'"):
+    with pytest.raises(UnsupportedError, match=r"The nearest is 'gemma[23]'"):
         family_for_gguf("gemma")
     with pytest.raises(UnsupportedError) as caught:
         family_for_gguf("wav")

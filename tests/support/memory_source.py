@@ -56,17 +56,22 @@ class MemorySource:
         naming: Naming,
         format: str = "fp32",
     ) -> None:
-        self._spec, self._tensors, self._naming = spec, tensors, naming
+        self.tensors = tensors
+        self._spec, self._naming = spec, naming
         self._format = NumberFormat.parse(format)
 
+    def stored_as(self, format: str) -> MemorySource:
+        """The same values, said to be stored in another format."""
+        return MemorySource(self._spec, self.tensors, self._naming, format)
+
     def has(self, role: Role) -> bool:
-        return self._naming(self._spec, role).name in self._tensors
+        return self._naming(self._spec, role).name in self.tensors
 
     def tensor(self, role: Role) -> MemoryTensor:
         ref = self._naming(self._spec, role)
-        if ref.name not in self._tensors:
+        if ref.name not in self.tensors:
             raise ModelFileError(f"{self.describe()}: tensor {ref.name} ({role}) is missing")
-        return MemoryTensor(_resolve(self._tensors[ref.name], ref), self._format)
+        return MemoryTensor(_resolve(self.tensors[ref.name], ref), self._format)
 
     def describe(self) -> str:
         return "tensors in memory"

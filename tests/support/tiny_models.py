@@ -6,6 +6,7 @@ grouped queries, a head size that isn't hidden / heads, softcaps, biases that ar
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,14 @@ def tiny_config(family: str, **changes: Any) -> Any:
     config = getattr(transformers, kind)(**{**_COMMON, **own, **changes})
     config._attn_implementation = "eager"  # the only one that applies softcaps
     return config
+
+
+def tiny_values(family: str, **changes: Any) -> dict[str, Any]:
+    """What the family's config.json holds, every default written out."""
+    kind = type(tiny_config(family)).__name__.replace("TextConfig", "Config")
+    text = tiny_config(family, **changes).to_json_string(use_diff=False)
+    values: dict[str, Any] = json.loads(text)
+    return {**values, "architectures": [kind.replace("Config", "ForCausalLM")]}
 
 
 def tiny_model(family: str, seed: int = 0, **changes: Any) -> Any:

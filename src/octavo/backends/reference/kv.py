@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from octavo.backends.base import KvFormat, KvLayout, StepBatch
@@ -81,7 +82,7 @@ class PagedKv:
     ) -> torch.Tensor:
         starts = self._batch.row_start
         answers = []
-        for sequence in range(self._batch.n_seqs):
+        for sequence in np.flatnonzero(np.diff(starts[: self._batch.n_seqs + 1])).tolist():
             rows = slice(int(starts[sequence]), int(starts[sequence + 1]))
             at = torch.from_numpy(self._batch.position[rows].astype("int64")).to(q.device)
             table = self._batch.block_table[self._group_of[layer], sequence]

@@ -1,0 +1,59 @@
+"""Which rounding a weight's format brings; exact forward, the identity backward."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from octavo.formats.activations import fake_quantize_a8
+from octavo.formats.number_format import NumberFormat
+
+torch = pytest.importorskip("torch")
+options = pytest.importorskip("octavo.backends.reference.options")
+rounding = pytest.importorskip("octavo.backends.reference.rounding")
+
+RULES = [
+    ("int4_g32", 576, "auto", "a8_g32"),
+    ("int4_g64", 576, "auto", "a8_g64"),
+    ("int4_g64", 96, "auto", "a8_g32"),
+    ("int4_g128", 4096, "a8", "a8_g64"),
+    ("int8_channel", 576, "a8", "a8_g64"),
+    ("int8_channel", 96, "a8", "a8_g32"),
+    ("iq4nl_g32", 576, "auto", "a8_g32"),
+    ("int4_g32", 576, "a32", "a32"),
+    ("int4_g32", 576, "abf16", "abf16"),
+    ("bf16", 576, "auto", "abf16"),
+    ("bf16", 576, "a8", "abf16"),
+    ("fp32", 576, "auto", "a32"),
+    ("nf4_g64", 576, "auto", "abf16"),
+]
+
+
+@pytest.mark.parametrize(("weight", "inputs", "asked", "expected"), RULES)
+def test_the_rule_follows_the_weights_format(
+    weight: str, inputs: int, asked: str, expected: str
+) -> None:
+    assert str(options.activation_rule(NumberFormat.parse(weight), inputs, asked)) == expected
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("group", [32, 64])
+def test_a8_equals_the_numpy_twin_to_the_bit(group: int, requires_grad: bool) -> None:
+    x = np.random.default_rng(group).normal(size=(5, 192)).astype(np.float32)
+    rule = options.ActivationRule("a8", group)
+    ours = rounding.round_activations(torch.tensor(x, requires_grad=requires_grad), rule)
+    np.testing.assert_array_equal(ours.detach().numpy(), fake_quantize_a8(x, group, np))
+
+
+def test_bf16_rounds_half_to_even() -> None:
+    x = torch.tensor([1.0 + 2**-8, 1.0 + 3 * 2**-8, 1.0 + 2**-8 + 2**-20, -3.3])
+    expected = [1.0, 1.0 + 2**-6, 1.0 + 2**-7, float(torch.tensor(-3.3).bfloat16())]
+    assert rounding.round_bf16(x).tolist() == expected
+
+
+@pytest.mark.parametrize("kind", ["a32", "a8", "abf16"])
+def test_the_gradient_passes_unchanged(kind: str) -> None:
+    x = torch.randn(3, 64, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
+    upstream = torch.arange(3 * 64.0).reshape(3, 64)
+    (rounding.round_activations(x, options.ActivationRule(kind, 32)) * upstream).sum().backward()
+    assert torch.equal(x.grad, upstream)
