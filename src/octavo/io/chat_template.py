@@ -4,23 +4,20 @@ The environment is the one templates are written for (transformers 5): sandboxed
 trim_blocks and lstrip_blocks, loop controls, `{% generation %}`, an unescaped `tojson`,
 `raise_exception`, `strftime_now`, and guarded `dict` and `namespace`.
 
-Control tokens spelled in what a user supplied are text and stay text. Before rendering they are
-wrapped in two private-use characters; after rendering, what is wrapped is encoded letter by letter
-and everything else normally. The template's own control tokens are untouched, and a user can't
-forge a turn of the conversation. The wrapping is visible to the template: one that compares or cuts
-at such a token does not find it in user text, which is the point.
+Control tokens spelled in what a user supplied are text and stay text: `ForgeryGuard` marks them
+before rendering and tells them apart after it, so nobody can forge a turn of the conversation.
 """
 
 from __future__ import annotations
 
 import datetime
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from octavo.core.errors import TokenizerError
+from octavo.io.forgery import forgery_guard
 
 if TYPE_CHECKING:
     import jinja2
@@ -28,7 +25,6 @@ if TYPE_CHECKING:
     from octavo.io.template_sandbox import Sandbox
     from octavo.io.tokenizer import Tokenizer
 
-_OPEN, _CLOSE = "\U000f0000", "\U000f0001"
 _MOST_INDENT = 64
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
@@ -47,16 +43,28 @@ def render_chat(
     when the model has no template, or the template fails or refuses the conversation.
     """
     template = template_of(tokenizer)
-    guard = _control_pattern(_control_tokens(tokenizer, template))
+    guard = forgery_guard(_control_tokens(tokenizer, template))
     text = render_text(
         template,
-        _marked(messages, guard),
-        tools=_marked(tools, guard),
-        documents=_marked(documents, guard),
+        guard.mark(messages),
+        tools=guard.mark(tools),
+        documents=guard.mark(documents),
         add_generation_prompt=add_generation_prompt,
-        variables={**_marked(dict(variables or {}), guard), **tokenizer.named_tokens},
+        variables={**guard.mark(dict(variables or {})), **tokenizer.named_tokens},
     )
-    return _encode_marked(tokenizer, text)
+    return _encode(tokenizer, guard.pieces(text))
+
+
+def _encode(tokenizer: Tokenizer, pieces: Iterable[tuple[str, bool]]) -> list[int]:
+    ids: list[int] = []
+    for piece, forged in pieces:
+        if forged:
+            ids += tokenizer.encode_plain(piece)
+        elif ids:
+            ids += tokenizer.encode_continuation(piece)
+        else:
+            ids += tokenizer.encode(piece, add_special=False, parse_special=True)
+    return ids
 
 
 def template_of(tokenizer: Tokenizer) -> str:
@@ -89,8 +97,8 @@ def render_text(
         "documents": _plain(documents),
         "add_generation_prompt": add_generation_prompt,
     }
-    compiled = _compiled(template)
-    compiled.environment.budget.renew()
+    compiled, sandbox = _compiled(template)
+    sandbox.budget.renew()
     return _rendered(compiled, values)
 
 
@@ -108,11 +116,12 @@ def _rendered(template: jinja2.Template, values: dict[str, Any]) -> str:
 
 
 @lru_cache(maxsize=16)
-def _compiled(template: str) -> jinja2.Template:
+def _compiled(template: str) -> tuple[jinja2.Template, Sandbox]:
     import jinja2
 
+    sandbox = _environment()
     try:
-        return _environment().from_string(template)
+        return sandbox.from_string(template), sandbox
     except (jinja2.TemplateError, RecursionError, SyntaxError) as error:
         raise TokenizerError(f"the chat template does not compile: {error}") from error
 
@@ -160,10 +169,10 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, Mapping):
         return {_plain(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_plain(item) for item in value) if type(value) in (list, tuple) else [
-            _plain(item) for item in value
-        ]
+    if isinstance(value, tuple):
+        return tuple(_plain(item) for item in value)
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
     for base in (str, int, float):
         if isinstance(value, base):
             return base(value)
@@ -201,41 +210,3 @@ def _literal_text(template: str) -> str:
     texts = [node.data for node in tree.find_all(nodes.TemplateData)]
     texts += [node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)]
     return "\0".join(texts)
-
-
-@lru_cache(maxsize=16)
-def _control_pattern(tokens: tuple[str, ...]) -> re.Pattern[str]:
-    # Longest first, so that a token wins over the tokens it contains; nothing matches for none.
-    longest = sorted(tokens, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest)) or r"(?!)")
-
-
-def _marked(value: Any, guard: re.Pattern[str]) -> Any:
-    if isinstance(value, str):
-        # Markers already in the text would let it end a wrapping early.
-        clean = value.replace(_OPEN, "").replace(_CLOSE, "")
-        return guard.sub(lambda match: f"{_OPEN}{match.group()}{_CLOSE}", clean)
-    if isinstance(value, Mapping):
-        return {_marked(key, guard): _marked(item, guard) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_marked(item, guard) for item in value]
-    return value
-
-
-def _encode_marked(tokenizer: Tokenizer, text: str) -> list[int]:
-    ids: list[int] = []
-    for piece, wrapped in _pieces(text, tokenizer.added_tokens):
-        if wrapped:
-            ids += tokenizer.encode_plain(piece)
-        elif ids:
-            ids += tokenizer.encode_continuation(piece)
-        else:
-            ids += tokenizer.encode(piece, add_special=False, parse_special=True)
-    return ids
-
-
-def _pieces(text: str, tokens: Iterable[str]) -> list[tuple[str, bool]]:
-    """(text, wrapped) in order. A marker whose partner a template cut off only separates."""
-    guard = _control_pattern(tuple(tokens)).pattern
-    parts = re.split(f"{_OPEN}({guard}){_CLOSE}|[{_OPEN}{_CLOSE}]", text)
-    return [(part, i % 2 == 1) for i, part in enumerate(parts) if part]

@@ -90,8 +90,8 @@ def _check_space(assembly: Assembly, directory: Path) -> None:
     needed = assembly.size + 100_000_000
     if free < needed:
         raise ResourceError(
-            f"{assembly.name} needs {needed / 1e6:.0f} MB in {directory}, where {free / 1e6:.0f} MB "
-            "are free; make room, or set OCTAVO_CACHE to another directory"
+            f"{assembly.name} needs {needed / 1e6:.0f} MB in {directory}, where "
+            f"{free / 1e6:.0f} MB are free; make room, or set OCTAVO_CACHE to another directory"
         )
 
 
@@ -120,8 +120,8 @@ def _check_digest(wheel: Wheel, path: Path) -> None:
             digest.update(chunk)
     if digest.hexdigest() != wheel.sha256:
         raise FetchError(
-            f"the wheel of {wheel.requirement} has the SHA-256 {digest.hexdigest()}, not the pinned "
-            f"{wheel.sha256}: nothing was kept"
+            f"the wheel of {wheel.requirement} has the SHA-256 {digest.hexdigest()}, not the "
+            f"pinned {wheel.sha256}: nothing was kept"
         )
 
 

@@ -31,9 +31,12 @@ _CACHE_ABOVE = 65_536  # pieces; deriving for fewer is quicker than a file is wo
 # Control tokens that end an answer whatever the file calls its end token: chat models stop with one
 # of these, and many files name only the end of a document.
 _END_TEXTS = frozenset(
-    "<|im_end|> <|eot_id|> <|eom_id|> <|end|> <|return|> <|endoftext|> <|end_of_text|> </s> <eos> "
-    "<end_of_turn> <turn|> <|eot|> <|end_of_turn|> <end_of_utterance> <EOT> [EOT] [EOS] "
-    "<｜end▁of▁sentence｜>".split()
+    (
+        *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|return|>", "<|endoftext|>"),
+        *("<|end_of_text|>", "</s>", "<eos>", "<end_of_turn>", "<turn|>", "<|eot|>"),
+        *("<|end_of_turn|>", "<end_of_utterance>", "<EOT>", "[EOT]", "[EOS]"),
+        "<｜end▁of▁sentence｜>",
+    )
 )
 
 
@@ -122,9 +125,8 @@ def _byte_level(
     tokens: list[str], merges: list[tuple[str, str]], pre: PreTokenizer
 ) -> tokenizers.Tokenizer:
     from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
-    from tokenizers.models import BPE
 
-    backend = Tokenizer(BPE(_vocabulary(tokens), merges, ignore_merges=pre.ignore_merges))
+    backend = Tokenizer(_bpe(tokens, merges, ignore_merges=pre.ignore_merges))
     cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in pre.patterns]
     as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.pre_tokenizer = pre_tokenizers.Sequence([*cuts, as_bytes])
@@ -138,21 +140,14 @@ def _sentencepiece(
     tokens: list[str], metadata: Mapping[str, Any], space_prefix: bool
 ) -> tokenizers.Tokenizer:
     from tokenizers import Tokenizer, normalizers
-    from tokenizers.models import BPE
 
     scores = _scores(metadata, len(tokens))
     types = _types(metadata, len(tokens))
     pairs = _derived_merges(tokens, scores, types)
     merges = [(tokens[left], tokens[right]) for left, right in pairs.tolist()]
     unknown = _id(metadata, "tokenizer.ggml.unknown_token_id", len(tokens))
-    model = BPE(
-        _vocabulary(tokens),
-        merges,
-        byte_fallback=True,
-        fuse_unk=True,
-        unk_token=tokens[unknown] if unknown is not None else None,
-    )
-    backend = Tokenizer(model)
+    unknown_text = tokens[unknown] if unknown is not None else None
+    backend = Tokenizer(_bpe(tokens, merges, byte_fallback=True, unknown=unknown_text))
     prepend = [normalizers.Prepend(_SPACE)] if space_prefix else []
     backend.normalizer = normalizers.Sequence([*prepend, normalizers.Replace(" ", _SPACE)])
     backend.decoder = _piece_decoder(strip=space_prefix)
@@ -161,13 +156,34 @@ def _sentencepiece(
 
 def _raw_bpe(tokens: list[str], merges: list[tuple[str, str]]) -> tokenizers.Tokenizer:
     from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
-    from tokenizers.models import BPE
 
-    backend = Tokenizer(BPE(_vocabulary(tokens), merges, byte_fallback=True))
+    backend = Tokenizer(_bpe(tokens, merges, byte_fallback=True))
     backend.normalizer = normalizers.Replace(" ", _SPACE)
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[^\n]+|[\n]+"), "isolated")
     backend.decoder = _piece_decoder(strip=False)
     return backend
+
+
+def _bpe(
+    tokens: list[str],
+    merges: list[tuple[str, str]],
+    byte_fallback: bool = False,
+    ignore_merges: bool = False,
+    unknown: str | None = None,
+) -> tokenizers.models.BPE:
+    from tokenizers.models import BPE
+
+    try:
+        return BPE(
+            _vocabulary(tokens),
+            merges,
+            byte_fallback=byte_fallback,
+            ignore_merges=ignore_merges,
+            fuse_unk=unknown is not None,
+            unk_token=unknown,
+        )
+    except Exception as error:  # the package raises bare Exception
+        raise TokenizerError(f"tokenizer.ggml.merges do not fit the tokens: {error}") from error
 
 
 def _piece_decoder(strip: bool) -> tokenizers.decoders.Decoder:

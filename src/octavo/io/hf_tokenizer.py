@@ -18,7 +18,15 @@ from octavo.io.tokenizer_parts import TokenizerParts
 if TYPE_CHECKING:
     import tokenizers
 
-_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_NAMES = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
 
 
 def tokenizer_from_directory(path: Path) -> TokenizerParts:

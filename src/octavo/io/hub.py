@@ -23,7 +23,7 @@ def resolve_model(ref: str) -> Path:
     if ref in catalogue_names():
         return fetch_demo_model(ref)
     path = Path(ref).expanduser()
-    if path.is_dir() or path.is_file():
+    if ref and (path.is_dir() or path.is_file()):
         return _checked(path)
     if _HUB_ID.fullmatch(ref) and path.suffix != ".gguf":
         return _from_hub(ref)

@@ -14,9 +14,10 @@ from typing import Any, NoReturn
 import jinja2
 import jinja2.ext
 from jinja2 import nodes
+from jinja2.exceptions import SecurityError
 from jinja2.parser import Parser
 from jinja2.runtime import Context, Macro
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 # Far above any real conversation (a million tokens are about four million characters).
@@ -92,9 +93,11 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %} ... {% endgeneration %}` marks an answer's text; its content is rendered."""
+    """`{% generation %} ... {% endgeneration %}` marks an answer; its content is rendered."""
 
-    tags = frozenset(["generation"])
+    def __init__(self, environment: jinja2.Environment) -> None:
+        super().__init__(environment)
+        self.tags = {"generation"}
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
@@ -121,12 +124,18 @@ class _Metering(jinja2.ext.Extension):
 
 def _meter(tree: nodes.Template, extension: jinja2.ext.Extension) -> None:
     """Let every loop turn and macro call pay for itself and the literal text in it."""
-    for block in tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock)):
+    for block in _repeated(tree):
         literal = sum(len(data.data) for data in block.find_all(nodes.TemplateData))
         payment = extension.call_method("spend", [nodes.Const(_TURN + literal)])
         block.body.insert(0, nodes.ExprStmt(payment).set_lineno(block.lineno))
     for parent in list(tree.find_all(nodes.Node)):
         _replace_concat(parent, extension)
+
+
+def _repeated(tree: nodes.Template) -> Iterator[nodes.For | nodes.Macro | nodes.CallBlock]:
+    for node in list(tree.find_all(nodes.Stmt)):
+        if isinstance(node, (nodes.For, nodes.Macro, nodes.CallBlock)):
+            yield node
 
 
 def _replace_concat(parent: nodes.Node, extension: jinja2.ext.Extension) -> None:

@@ -17,7 +17,7 @@ from octavo.core.errors import TokenizerError
 from octavo.io.tokenizer_parts import TokenizerParts
 
 if TYPE_CHECKING:
-    import tokenizers
+    pass
 
 _SPACE = "▁"
 

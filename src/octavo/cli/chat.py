@@ -1,0 +1,208 @@
+"""`octavo chat`: a conversation on the terminal, or line by line from a pipe."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import click
+
+from octavo.cli.options import (
+    json_option,
+    runtime_config,
+    runtime_options,
+    sampling_options,
+    sampling_params,
+)
+from octavo.core.errors import RequestError
+
+if TYPE_CHECKING:
+    from octavo.engine.request import SamplingParams
+
+_HELP = "/reset forgets the conversation, /exit (or Ctrl-D) leaves, Ctrl-C stops an answer."
+_PROMPT = "> "
+
+
+class _Delta(Protocol):
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def finish_reason(self) -> str | None: ...
+
+
+class _Model(Protocol):
+    """What a conversation needs of `octavo.LLM`."""
+
+    def chat(
+        self, messages: list[dict[str, str]], params: SamplingParams, stream: bool
+    ) -> Iterator[_Delta]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """One answer; finish_reason is "abort" when Ctrl-C stopped it."""
+
+    turn: int
+    text: str
+    finish_reason: str | None
+    seconds: float
+
+
+@dataclass(slots=True)
+class _Conversation:
+    """Messages so far. A turn that failed or gave nothing leaves no trace."""
+
+    model: _Model
+    params: SamplingParams
+    system: str | None
+    messages: list[dict[str, str]] = field(default_factory=list)
+    turn: int = 0
+
+    def reset(self) -> None:
+        self.messages.clear()
+
+    def answer(self, question: str, show: Callable[[str], None]) -> _Answer:
+        self.turn += 1
+        asked = [*self._opening(), *self.messages, _message("user", question)]
+        start = time.perf_counter()
+        text, reason = _streamed(self.model.chat(asked, self.params, stream=True), show)
+        if text:
+            self.messages += [_message("user", question), _message("assistant", text)]
+        return _Answer(self.turn, text, reason, time.perf_counter() - start)
+
+    def _opening(self) -> list[dict[str, str]]:
+        return [] if self.system is None else [_message("system", self.system)]
+
+
+def _message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+@click.command()
+@click.argument("model")
+@click.option("--system", default=None, help="The system message, in force until the end.")
+@runtime_options
+@sampling_options
+@json_option
+def command(model: str, system: str | None, as_json: bool) -> None:
+    """Talk with MODEL (a directory, a .gguf file, a hub id or a demo model).
+
+    Reads one message a line; with --json prints one JSON object an answer.
+    """
+    from octavo.api import LLM
+
+    config = runtime_config()
+    params = sampling_params()
+    llm = cast(_Model, LLM(model, format=config.format, config=config))
+    if sys.stdin.isatty() and not as_json:
+        click.echo(_HELP, err=True)
+    _talk(_Conversation(llm, params, system), as_json)
+
+
+def _talk(conversation: _Conversation, as_json: bool) -> None:
+    for line in _lines():
+        if line == "/exit":
+            return
+        if line == "/reset":
+            conversation.reset()
+            click.echo("The conversation is forgotten.", err=True)
+        elif line.startswith("/"):
+            click.echo(f"{line.split()[0]} is no command here: {_HELP}", err=True)
+        elif line:
+            _one_turn(conversation, line, as_json)
+
+
+def _one_turn(conversation: _Conversation, question: str, as_json: bool) -> None:
+    try:
+        answer = conversation.answer(question, (lambda _: None) if as_json else _show)
+    except RequestError as error:
+        # The conversation goes on: the next message, or one after /reset, may well fit.
+        _say_error(error, as_json)
+        return
+    if as_json:
+        _emit_line({name: getattr(answer, name) for name in _Answer.__slots__})
+    else:
+        click.echo(" [stopped]" if answer.finish_reason == "abort" else "")
+
+
+def _say_error(error: RequestError, as_json: bool) -> None:
+    if as_json:
+        _emit_line({"error": {"type": type(error).__name__, "message": str(error)}})
+    click.echo(f"octavo: error: {error} (/reset starts anew)", err=True)
+
+
+def _emit_line(value: Mapping[str, Any]) -> None:
+    # One line an object: a reader at the other end of a pipe gets each answer when it is there.
+    click.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    sys.stdout.flush()
+
+
+def _streamed(deltas: Iterator[_Delta], show: Callable[[str], None]) -> tuple[str, str | None]:
+    """The whole text, shown as it comes, and why it ended ("abort" after Ctrl-C)."""
+    parts: list[str] = []
+    reason: str | None = None
+    with _interruptible() as interrupted, closing(cast(Generator[_Delta], deltas)):
+        for delta in deltas:
+            parts.append(delta.text)
+            show(delta.text)
+            reason = delta.finish_reason or reason
+            if interrupted() and reason is None:
+                reason = "abort"
+                break
+    return "".join(parts), reason
+
+
+def _show(text: str) -> None:
+    click.echo(text, nl=False)
+    sys.stdout.flush()
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C is noted, not raised: no engine code is cut short. A second one ends the program."""
+    seen: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(number)
+
+    previous = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(seen)
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _lines() -> Iterator[str]:
+    """Messages, until the end of the input. Ctrl-C at the prompt only drops the line."""
+    interactive = sys.stdin.isatty()
+    if interactive:
+        importlib.import_module("readline")  # for its effect: input() then edits and recalls lines
+    while True:
+        try:
+            line = _read(interactive).strip()
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            click.echo(f"\n{_HELP}", err=True)
+            continue
+        yield line
+
+
+def _read(interactive: bool) -> str:
+    if interactive:
+        return input(_PROMPT)
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line

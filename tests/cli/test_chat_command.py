@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from octavo.cli.chat import command
+from octavo.core.errors import RequestError
+from octavo.engine.request import SamplingParams
+
+
+@dataclass(frozen=True)
+class Delta:
+    text: str
+    finish_reason: str | None = None
+
+
+@dataclass
+class FakeLLM:
+    """Answers with the number of messages; "stop me" is interrupted, "too long" refused."""
+
+    model: str
+    format: str
+    config: Any
+    asked: list[list[dict[str, str]]] = field(default_factory=list)
+    params: SamplingParams | None = None
+    closed: int = 0
+
+    def chat(
+        self, messages: list[dict[str, str]], params: SamplingParams, stream: bool
+    ) -> Iterator[Delta]:
+        assert stream
+        self.asked.append(messages)
+        self.params = params
+        return self._deltas(messages)
+
+    def _deltas(self, messages: list[dict[str, str]]) -> Iterator[Delta]:
+        try:
+            yield from self._answer(messages)
+        finally:
+            self.closed += 1
+
+    def _answer(self, messages: list[dict[str, str]]) -> Iterator[Delta]:
+        question = messages[-1]["content"]
+        if question == "too long":
+            raise RequestError("the prompt has 9 tokens, the context 8", param="messages")
+        yield Delta(f"answer {len(messages)}")
+        if question == "stop me":
+            os.kill(os.getpid(), signal.SIGINT)
+            while True:
+                yield Delta(" more")
+        yield Delta("é", "stop")
+
+
+@pytest.fixture
+def models(monkeypatch: pytest.MonkeyPatch) -> list[FakeLLM]:
+    made: list[FakeLLM] = []
+
+    def make(model: str, *, format: str = "source", config: Any = None) -> FakeLLM:
+        made.append(FakeLLM(model, format, config))
+        return made[-1]
+
+    api = ModuleType("octavo.api")
+    api.LLM = make  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "octavo.api", api)
+    return made
+
+
+def talk(*lines: str, options: tuple[str, ...] = ()) -> Result:
+    text = "".join(f"{line}\n" for line in lines)
+    return CliRunner().invoke(command, ["m", *options], input=text, catch_exceptions=False)
+
+
+def contents(messages: list[dict[str, str]]) -> list[str]:
+    return [f"{message['role']}: {message['content']}" for message in messages]
+
+
+def test_turns_build_on_each_other(models: list[FakeLLM]) -> None:
+    result = talk("one", "", "two")
+    assert result.exit_code == 0
+    assert result.stdout == "answer 1é\nanswer 3é\n"
+    assert contents(models[0].asked[1]) == ["user: one", "assistant: answer 1é", "user: two"]
+
+
+def test_reset_forgets_but_keeps_the_system_message(models: list[FakeLLM]) -> None:
+    result = talk("one", "/reset", "two", options=("--system", "Be kind."))
+    assert "forgotten" in result.stderr
+    assert contents(models[0].asked[1]) == ["system: Be kind.", "user: two"]
+
+
+def test_exit_and_unknown_commands(models: list[FakeLLM]) -> None:
+    result = talk("/help", "/exit", "not asked")
+    assert result.exit_code == 0
+    assert models[0].asked == []
+    assert "/help is no command here: /reset" in result.stderr
+
+
+def test_an_interrupt_stops_the_answer_and_not_the_program(models: list[FakeLLM]) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    result = talk("stop me", "go on")
+    assert result.exit_code == 0
+    assert result.stdout == "answer 1 more [stopped]\nanswer 3é\n"
+    assert models[0].closed == 2
+    assert contents(models[0].asked[1])[1] == "assistant: answer 1 more"
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_refused_message_leaves_no_trace(models: list[FakeLLM]) -> None:
+    result = talk("one", "too long", "two")
+    assert result.exit_code == 0
+    assert "9 tokens, the context 8" in result.stderr
+    assert contents(models[0].asked[2]) == ["user: one", "assistant: answer 1é", "user: two"]
+
+
+def test_json_is_one_object_an_answer(models: list[FakeLLM]) -> None:
+    result = talk("one", "too long", "stop me", options=("--json",))
+    first, refused, stopped = map(json.loads, result.stdout.splitlines())
+    assert (first["turn"], first["text"], first["finish_reason"]) == (1, "answer 1é", "stop")
+    assert first["seconds"] >= 0
+    assert refused["error"]["type"] == "RequestError"
+    assert (stopped["turn"], stopped["finish_reason"]) == (3, "abort")
+
+
+def test_options_reach_the_model(models: list[FakeLLM]) -> None:
+    options = ("--temperature", "0.5", "--top-k", "7", "--seed", "3", "--format", "int4_g32")
+    talk("one", options=options)
+    params = models[0].params
+    assert params is not None
+    assert (params.temperature, params.top_k, params.seed) == (0.5, 7, 3)
+    assert (models[0].model, models[0].format) == ("m", "int4_g32")
+    assert models[0].config.format == "int4_g32"
