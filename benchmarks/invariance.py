@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from octavo.backends import native
+from octavo.backends.native.backend import load
 from octavo.backends.base import WANT_LOGITS, WANT_NOTHING, WANT_TOKEN, RuntimeConfig, StepBatch
 from octavo.backends.native.executor import NativeExecutor
 from octavo.io.checkpoint import OpenModel, open_model
@@ -106,7 +106,7 @@ def check(model: OpenModel, prompts: list[list[int]], isa: str, number_format: s
         config = RuntimeConfig(
             isa=isa, format=number_format, threads=threads, context=64, kv_tokens=64 * 8
         )
-        executor = native.load(model.spec, model.source, config)
+        executor = load(model.spec, model.source, config)
         done = generate(executor, prompts, 8, chunk, bool(together))
         executor.close()
         base = base or done

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from octavo.backends import native
+from octavo.backends.native.backend import load
 from octavo.backends.base import WANT_TOKEN, RuntimeConfig
 from octavo.backends.reference.decoder import ReferenceDecoder
 from octavo.backends.reference.executor import load_reference
@@ -111,7 +111,7 @@ def free_running(sequence: SingleSequence, text: Text) -> int:
 def compare(
     model: OpenModel, config: RuntimeConfig, texts: list[Text], tolerance: float
 ) -> dict[str, float | int | bool]:
-    executor = native.load(model.spec, model.source, config)
+    executor = load(model.spec, model.source, config)
     sequence, scorer = SingleSequence(executor), ExecutorScorer(executor, "native")
     disagree = excluded = 0
     worst = 0.0

@@ -80,7 +80,7 @@ class LLM:
     def __init__(
         self, model: str, *, format: str = "source", config: RuntimeConfig | None = None
     ) -> None:
-        from octavo.backends import native
+        from octavo.backends.native.backend import load
         from octavo.io.checkpoint import open_model
         from octavo.io.hub import resolve_model
         from octavo.io.tokenizer import load_tokenizer
@@ -90,7 +90,7 @@ class LLM:
         with open_model(path) as opened:
             metadata = opened.metadata if opened.kind == "gguf" else None
             tokenizer = load_tokenizer(path, metadata)
-            executor = native.load(opened.spec, opened.source, wanted)
+            executor = load(opened.spec, opened.source, wanted)
             eos, generation = opened.eos_ids, dict(opened.generation)
         self._set_up(executor, tokenizer, (*eos, *tokenizer.eos_ids), generation)
 
