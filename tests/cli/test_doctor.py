@@ -1,0 +1,75 @@
+"""`octavo doctor`: what it prints, and its status when a kernel is wrong."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from octavo.cli.doctor import _ranges, available_isas
+from octavo.cli.main import main
+from octavo.core.errors import UnsupportedError
+from octavo.core.hardware import probe
+from octavo.evals import kernel_check
+from octavo.evals.kernel_check import KernelCheck
+
+
+def fake_checks(monkeypatch: pytest.MonkeyPatch, *checks: KernelCheck) -> None:
+    monkeypatch.setattr(kernel_check, "runnable_isas", lambda: ("generic",))
+    monkeypatch.setattr(kernel_check, "check_kernels", lambda: checks)
+
+
+def test_healthy_machine(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_checks(monkeypatch, KernelCheck("generic", "linear_a8_w4_generic", 0.25))
+    monkeypatch.setenv("OCTAVO_ISA", "generic")
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert "1 of 1 right" in text
+    assert "OCTAVO_ISA: generic" in text
+    assert f"{probe().threads} (of" in text
+
+
+def test_json_holds_the_machine_and_every_kernel(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_checks(monkeypatch, KernelCheck("generic", "k", 0.25))
+    assert main(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"] is True
+    assert report["machine"]["threads"] == probe().threads
+    assert report["kernels"] == [
+        {"isa": "generic", "kernel": "k", "error_over_bound": 0.25, "ok": True}
+    ]
+    assert report["packages"]["click"]
+
+
+def test_wrong_kernel_is_named_and_the_status_is_ours(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_checks(monkeypatch, KernelCheck("generic", "bad", float("inf")))
+    assert main(["doctor"]) == 1
+    assert "WRONG: generic bad" in capsys.readouterr().out
+    assert main(["doctor", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["ok"] is False
+
+
+def test_missing_native_core_is_reported_not_raised(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing() -> tuple[str, ...]:
+        raise UnsupportedError("the native core can't be loaded: build it")
+
+    monkeypatch.setattr(kernel_check, "runnable_isas", missing)
+    assert main(["doctor"]) == 1
+    assert "PROBLEM: the native core" in capsys.readouterr().out
+
+
+def test_processor_list_is_written_in_ranges() -> None:
+    assert _ranges((0, 1, 2, 5, 7, 8)) == "0-2,5,7-8"
+    assert _ranges(()) == ""
+
+
+def test_isas_follow_from_processor_flags() -> None:
+    assert set(available_isas(probe())) <= {"avx2", "avx512vnni", "avx512bf16", "asimddp", "i8mm"}

@@ -1,0 +1,129 @@
+"""`octavo run` over a fake model: what is printed, and what is asked of the library."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+
+import octavo.api
+from octavo.cli.main import main
+from support.cli_models import FakeLLM
+
+TEMPLATE = "{% for m in messages %}[{{ m.content }}]{% endfor %}"
+
+
+@pytest.fixture
+def llm(monkeypatch: pytest.MonkeyPatch) -> FakeLLM:
+    fake = FakeLLM()
+    monkeypatch.setattr(octavo.api, "LLM", fake)
+    return fake
+
+
+def run_json(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, object]:
+    assert main(["run", "tiny", *words, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert isinstance(answer, dict)
+    return answer
+
+
+@pytest.mark.usefixtures("llm")
+def test_json_is_one_object_with_the_promised_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    answer = run_json(capsys, "Hello", "--max-tokens", "5", "--ignore-eos")
+    assert len(answer["tokens"]) == 5
+    assert answer["prompt_tokens"] == 6
+    assert answer["finish_reason"] == "length"
+    assert answer["kernels"] == ["linear_a8_w4_fake", "linear_a8_w8_fake"]
+    assert [use["role"] for use in answer["fallbacks"]] == ["head"]
+    assert (answer["bytes_per_token"], answer["threads"], answer["isa"]) == (1000, 2, "python")
+    assert (answer["requantized"], answer["format"], answer["kv"]) == (False, "source", "bf16")
+    assert {"time_to_first_token", "seed", "text"} <= set(answer)
+    assert answer["prefill_tokens_per_second"] > 0
+    assert answer["decode_tokens_per_second"] > 0
+
+
+@pytest.mark.usefixtures("llm")
+def test_text_ends_with_the_summary_line(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["run", "tiny", "Hello", "--max-tokens", "5"]
+    assert main([*words, "--json"]) == 0
+    expected = json.loads(capsys.readouterr().out)["text"]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(expected)
+    assert text.splitlines()[-1].endswith("linear_a8_w4_fake + linear_a8_w8_fake · 2 threads")
+    assert "1.0 kB/token" in text
+
+
+@pytest.mark.usefixtures("llm")
+def test_lossy_format_says_so_on_the_first_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "tiny", "Hi", "--max-tokens", "2", "--format", "int4_g32"]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith("requantized, quality not measured")
+
+
+@pytest.mark.usefixtures("llm")
+def test_own_format_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "tiny", "Hi", "--max-tokens", "2"]) == 0
+    assert "requantized" not in capsys.readouterr().out
+
+
+def test_options_reach_the_library(llm: FakeLLM, capsys: pytest.CaptureFixture[str]) -> None:
+    options = "--kv fp32 --threads 3 --isa generic --strict --context 64 --activations a32"
+    keeps = "--keep head=int8_g32 --keep embed=bf16 --format int4_g32"
+    run_json(capsys, "Hello", "--max-tokens", "1", *options.split(), *keeps.split())
+    config = llm.config
+    assert (config.kv_format, config.threads, config.isa) == ("fp32", 3, "generic")
+    assert (config.strict, config.context, config.activations) == (True, 64, "a32")
+    assert config.keep == (("head", "int8_g32"), ("embed", "bf16"))
+    assert config.format == "int4_g32"
+
+
+def test_chat_template_is_applied_unless_raw(
+    llm: FakeLLM, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm.template = TEMPLATE
+    asked: list[object] = []
+    monkeypatch.setattr(
+        "octavo.io.chat_template.render_chat",
+        lambda tokenizer, messages: asked.append(messages) or [1, 2, 3],
+    )
+    assert run_json(capsys, "Hello", "--max-tokens", "1")["prompt_tokens"] == 3
+    assert asked == [[{"role": "user", "content": "Hello"}]]
+    assert run_json(capsys, "Hello", "--raw", "--max-tokens", "1")["prompt_tokens"] == 6
+    assert len(asked) == 1
+
+
+@pytest.mark.usefixtures("llm")
+def test_dash_reads_standard_input(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hello\n"))
+    assert run_json(capsys, "-", "--max-tokens", "1")["prompt_tokens"] == 7
+
+
+@pytest.mark.usefixtures("llm")
+def test_seed_repeats_and_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("Hello", "--temperature", "1", "--max-tokens", "8", "--ignore-eos")
+    first = run_json(capsys, *words)
+    again = run_json(capsys, *words, "--seed", str(first["seed"]))
+    assert first["tokens"] == again["tokens"]
+
+
+@pytest.mark.usefixtures("llm")
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [(["", "--raw"], "prompt is empty"), (["x" * 40, "--context", "24"], "24")],
+)
+def test_bad_prompts_are_one_clear_error(
+    words: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "tiny", *words, "--json"]) == 2
+    captured = capsys.readouterr()
+    assert named in json.loads(captured.out)["error"]["message"]
+    assert captured.err.count("\n") == 1
+
+
+def test_model_is_closed_in_the_end(llm: FakeLLM, capsys: pytest.CaptureFixture[str]) -> None:
+    run_json(capsys, "Hello", "--max-tokens", "1")
+    assert llm.executors[0].closed

@@ -1,0 +1,44 @@
+"""A library front door over the fake executor, for tests of commands."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from octavo.api import LLM
+from octavo.backends.base import KernelUse, Receipt, RuntimeConfig
+from support.fakes import ByteTokenizer, FakeExecutor, FakeModel
+
+KERNELS = (
+    KernelUse("layers", "linear_a8_w4_fake", "int4_g32", "a8_g32", 900),
+    KernelUse("head", "linear_a8_w8_fake", "int8_g32", "a8_g32", 100, "no fast kernel here"),
+)
+
+
+class ReceiptExecutor(FakeExecutor):
+    """The fake executor with a receipt worth printing."""
+
+    def receipt(self) -> Receipt:
+        lossy = self.config.format != "source"
+        return Receipt("fake", "python", 2, "bf16", 1000, 5000, KERNELS, requantized=lossy)
+
+
+class FakeLLM:
+    """Stands for octavo.api.LLM: remembers what it was asked for."""
+
+    def __init__(self, chat_template: str | None = None) -> None:
+        self.template = chat_template
+        self.config = RuntimeConfig()
+        self.executors: list[ReceiptExecutor] = []
+
+    def __call__(self, model: str, *, format: str, config: RuntimeConfig) -> LLM:
+        del model
+        assert format == config.format
+        self.config = config
+        small = dataclasses.replace(
+            config, max_tokens=16, max_seqs=2, context=config.context or 128, block_size=4
+        )
+        blocks = -(-small.context // 4) * 2
+        self.executors.append(ReceiptExecutor(FakeModel(258), small, (blocks,)))
+        tokenizer = ByteTokenizer()
+        tokenizer.chat_template = self.template
+        return LLM.from_parts(self.executors[-1], tokenizer, eos=(256,))  # type: ignore[arg-type]
