@@ -13,7 +13,7 @@ from octavo.backends.base import ActivationFormat, RuntimeConfig, Support
 from octavo.backends.native import memory, receipt
 from octavo.backends.native.describe import describe_model, describe_runtime
 from octavo.backends.native.executor import NativeExecutor
-from octavo.backends.native.packing import pack
+from octavo.backends.native.packing import pack_all
 from octavo.backends.native.recipe import Storage, pack_plan, storage
 from octavo.core.errors import ConfigError, ResourceError, UnsupportedError
 from octavo.core.hardware import Machine, probe
@@ -62,7 +62,7 @@ def load(spec: DecoderSpec, source: WeightSource, config: RuntimeConfig) -> Nati
         if len(role_shape(spec, role)) == 2
     }
     config, notes = _fit(spec, config, items, machine)
-    weights = _pack_all(source, items)
+    weights = _pack_all(source, items, min(config.threads, machine.threads))
     return _start(spec, source, config, items, weights, (*notes, *_thread_note(config, machine)))
 
 
@@ -91,10 +91,11 @@ def _fit(
     return config, (note,) if note else ()
 
 
-def _pack_all(source: WeightSource, items: Mapping[Role, Storage]) -> dict[Role, _native.Weight]:
-    arena = _native.Arena()
+def _pack_all(
+    source: WeightSource, items: Mapping[Role, Storage], threads: int
+) -> dict[Role, _native.Weight]:
     try:
-        return {role: pack(arena, source.tensor(role), item) for role, item in items.items()}
+        return pack_all(source, items, threads)
     except MemoryError as error:
         raise ResourceError("out of memory while packing weights; use a smaller format") from error
 

@@ -33,12 +33,14 @@ def describe_model(
     for rope in ropes:
         model.add_rope(*cos_sin(rope, np.arange(context), context))
     group_of = {layer: i for i, group in enumerate(layout.groups) for layer in group.layers}
+    of_layer: dict[int | None, list[Role]] = {}
+    for role in roles(spec):
+        of_layer.setdefault(role.layer, []).append(role)
     for index, layer in enumerate(spec.layers):
         described = _layer(layer)
         described.rope, described.kv_group = ropes.index(layer.attention.rope), group_of[index]
-        for role in roles(spec):
-            if role.layer == index:
-                _attach(described, spec, source, packed, role)
+        for role in of_layer[index]:
+            _attach(described, spec, source, packed, role)
         model.add_layer(described)
     return model
 

@@ -1,0 +1,272 @@
+"""The native step: right against the reference, and equal to itself however it is cut up."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from octavo.backends.base import WANT_HIDDEN, WANT_LOGITS, WANT_TARGET, WANT_TOKEN, RuntimeConfig
+from octavo.backends.native.executor import NativeExecutor, StepCancelled
+from octavo.core.errors import InternalError, UnsupportedError
+from octavo.spec.decoder import DecoderSpec
+from support.native_models import (
+    Chunk,
+    RandomSource,
+    gemma_like,
+    lay_out,
+    llama_like,
+    load_native,
+    new_batch,
+    step_logits,
+    text_logits,
+)
+
+SPECS = {"llama": llama_like(), "gemma": gemma_like()}
+CONFIG = RuntimeConfig(max_tokens=64, max_seqs=8, context=320, kv_tokens=2560, threads=2)
+# type of the file's matrices, format asked for, activations
+FORMATS = (
+    ("F32", "source", "auto"),
+    ("BF16", "source", "auto"),
+    ("F16", "source", "auto"),
+    ("Q8_0", "source", "auto"),
+    ("Q4_0", "source", "auto"),
+    ("Q4_1", "source", "a32"),
+    ("F32", "int4_g32", "auto"),
+    ("F32", "int8_channel", "auto"),
+    ("F32", "int4_g16_asym", "abf16"),
+    ("F32", "nf4_g32", "auto"),
+    ("F32", "fp8_e4m3_channel", "auto"),
+)
+
+
+def isas() -> list[str]:
+    from octavo import _native
+
+    found = []
+    for name in ("generic", "avx2", "avx512vnni", "avx512bf16"):
+        try:
+            found.append(_native.resolve_isa(name))
+        except ValueError:
+            continue
+    return found
+
+
+def tokens_of(spec: DecoderSpec, length: int, seed: int = 1) -> list[int]:
+    return [int(t) for t in np.random.default_rng(seed).integers(0, spec.vocab, length)]
+
+
+def reference_logits(spec: DecoderSpec, tokens: list[int], dtype: str = "fp32") -> np.ndarray:
+    pytest.importorskip("torch")
+    from octavo.backends.reference.decoder import ReferenceDecoder
+    from octavo.backends.reference.options import ReferenceOptions
+
+    options = ReferenceOptions(dtype=dtype, context=CONFIG.context)  # type: ignore[arg-type]
+    return ReferenceDecoder.load(RandomSource(spec), spec, options).logits(tokens)
+
+
+@pytest.mark.parametrize("isa", isas())
+@pytest.mark.parametrize("spec", [*SPECS.values(), gemma_like(intermediate=80)], ids=["llama", "gemma", "padded"])
+def test_equals_the_reference_to_rounding(spec: DecoderSpec, isa: str) -> None:
+    # Both compute in fp32 what fp64 gives; the reference's own distance from it is the yardstick.
+    tokens = tokens_of(spec, 40)
+    want = reference_logits(spec, tokens)
+    tolerance = 4 * np.abs(want - reference_logits(spec, tokens, "fp64")).max()
+    config = replace(CONFIG, kv_format="fp32", activations="a32", isa=isa)
+    ours = text_logits(load_native(spec, config), tokens, 13)
+    assert tolerance < 1e-3 * np.abs(want).max()  # else the comparison proves nothing
+    np.testing.assert_allclose(ours, want, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("isa", isas())
+@pytest.mark.parametrize(("stored", "asked", "activations"), FORMATS)
+@pytest.mark.parametrize("name", SPECS)
+def test_batch_chunks_and_threads_leave_no_trace(
+    name: str, stored: str, asked: str, activations: str, isa: str
+) -> None:
+    spec = SPECS[name]
+    config = replace(CONFIG, format=asked, activations=activations, isa=isa)  # type: ignore[arg-type]
+    one = load_native(spec, replace(config, threads=1), stored)
+    two = load_native(spec, config, stored)
+    texts = [tokens_of(spec, n, seed=n) for n in (30, 21, 9)]
+    alone = [text_logits(one, text, 64, block=20 * i) for i, text in enumerate(texts)]
+    for chunk in (1, 7):
+        np.testing.assert_array_equal(text_logits(two, texts[0], chunk), alone[0])
+    together = step_logits(
+        two, new_batch(two), [Chunk(text, 0, 20 * i) for i, text in enumerate(texts)]
+    )
+    np.testing.assert_array_equal(together, np.concatenate(alone))
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_long_contexts_merge_their_splits_alike(name: str) -> None:
+    # 300 keys make two splits of 256: decode shares them between threads, prefill does not.
+    spec, tokens = SPECS[name], tokens_of(SPECS[name], 300)
+    whole = text_logits(load_native(spec, replace(CONFIG, threads=1)), tokens, 64)
+    executor = load_native(spec, CONFIG)
+    text_logits(executor, tokens[:290], 64)
+    batch = new_batch(executor)
+    for at in range(290, 300):
+        single = step_logits(executor, batch, [Chunk(tokens[at : at + 1], at, 0)])
+        np.testing.assert_array_equal(single[0], whole[at])
+
+
+def test_blocks_of_the_cache_may_lie_anywhere() -> None:
+    spec, tokens = SPECS["gemma"], tokens_of(SPECS["gemma"], 50)
+    executor = load_native(spec, CONFIG)
+    want = text_logits(executor, tokens, 64)
+    batch = new_batch(executor)
+    lay_out(batch, [Chunk(tokens, 0, 0)])
+    batch.block_table[:, 0, :4] = [[31, 7, 90, 2], [5, 66, 1, 12]]
+    batch.logits = np.zeros((50, spec.vocab), np.float32)
+    executor.step(batch)
+    np.testing.assert_array_equal(batch.logits, want)
+
+
+def test_a_window_layer_needs_only_its_window() -> None:
+    spec, tokens = SPECS["gemma"], tokens_of(SPECS["gemma"], 60)
+    executor = load_native(spec, CONFIG)
+    want = text_logits(executor, tokens, 64)
+    windowed = next(i for i, g in enumerate(executor.layout.groups) if g.window)
+    text_logits(executor, tokens[:59], 64)
+    batch = new_batch(executor)
+    lay_out(batch, [Chunk(tokens[59:], 59, 0)])
+    batch.block_table[windowed, 0, :3] = -1  # keys 0 to 47; the window of 9 begins at 51
+    batch.logits = np.zeros((1, spec.vocab), np.float32)
+    executor.step(batch)
+    np.testing.assert_array_equal(batch.logits[0], want[59])
+
+
+def test_copied_blocks_serve_as_the_originals() -> None:
+    spec, tokens = SPECS["llama"], tokens_of(SPECS["llama"], 33)
+    executor = load_native(spec, CONFIG)
+    want = text_logits(executor, tokens, 64)
+    executor.copy_blocks(0, [(0, 40), (1, 41), (2, 42)])
+    got = step_logits(executor, new_batch(executor), [Chunk(tokens[32:], 32, 40)])
+    np.testing.assert_array_equal(got[0], want[32])
+
+
+def test_greedy_tokens_are_the_argmax_and_targets_the_log_softmax() -> None:
+    spec = SPECS["gemma"]
+    executor, tokens = load_native(spec, CONFIG), tokens_of(SPECS["gemma"], 20)
+    logits = text_logits(executor, tokens, 64)
+    batch = new_batch(executor)
+    lay_out(batch, [Chunk(tokens, 0, 0)], WANT_TOKEN)
+    np.testing.assert_array_equal(executor.step(batch).token, logits.argmax(axis=1))
+    batch.want[:20] = WANT_TARGET
+    batch.target[:20] = np.arange(20)
+    scored = executor.step(batch).logprob
+    wide = logits.astype(np.float64)
+    peak = wide.max(axis=1, keepdims=True)
+    logs = wide - peak - np.log(np.exp(wide - peak).sum(axis=1, keepdims=True))
+    # exp in fp32 kernels is good to 2 ulp, and the result is rounded to fp32
+    np.testing.assert_allclose(scored, logs[np.arange(20), np.arange(20)], rtol=0, atol=4e-6)
+
+
+def test_mixed_wants_come_back_in_row_order() -> None:
+    executor, tokens = load_native(SPECS["llama"], CONFIG), tokens_of(SPECS["llama"], 9)
+    logits = text_logits(executor, tokens, 64)
+    batch = new_batch(executor)
+    lay_out(batch, [Chunk(tokens, 0, 0)], 0)
+    batch.want[[2, 5, 8]] = WANT_TOKEN, WANT_LOGITS | WANT_HIDDEN, WANT_TOKEN
+    batch.logits = np.zeros((1, executor.spec.vocab), np.float32)
+    batch.hidden = np.zeros((1, executor.spec.hidden), np.float32)
+    result = executor.step(batch)
+    assert result.row.tolist() == [2, 5, 8]
+    assert result.token.tolist() == [logits[2].argmax(), -1, logits[8].argmax()]
+    np.testing.assert_array_equal(batch.logits[0], logits[5])
+    assert np.abs(batch.hidden).max() > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda b: b.token.__setitem__(1, 10_000), "token of row 1 is 10000"),
+        (lambda b: b.position.__setitem__(2, -1), "position of row 2 is -1"),
+        (lambda b: b.position.__setitem__(2, 400), "position of row 2 is 400"),
+        (lambda b: b.block_table.__setitem__((0, 0, 0), -1), "needs a block"),
+        (lambda b: b.block_table.__setitem__((0, 0, 0), 9999), "a block of sequence 0 is 9999"),
+        (lambda b: b.adapter.__setitem__(0, 3), "adapters are not supported"),
+        (lambda b: b.state_slot.__setitem__(0, 8), "the state slot of sequence 0 is 8"),
+        (lambda b: setattr(b, "n_seqs", 0), "n_seqs is 0"),
+        (lambda b: b.row_start.__setitem__(1, 0), "the number of rows is 0"),
+        (lambda b: setattr(b, "logits", None), "more than batch.logits has"),
+        (lambda b: b.bias_start.__setitem__(1, -2), "the bias list of sequence 0"),
+    ],
+)
+def test_an_invalid_batch_is_refused_before_it_runs(change, says: str) -> None:  # type: ignore[no-untyped-def]
+    executor = load_native(SPECS["llama"], CONFIG)
+    batch = new_batch(executor)
+    n = lay_out(batch, [Chunk([1, 2, 3], 0, 0)])
+    batch.logits = np.zeros((n, executor.spec.vocab), np.float32)
+    change(batch)
+    with pytest.raises(InternalError, match=says):
+        executor.step(batch)
+
+
+def test_a_cancelled_step_stops_and_the_next_one_runs() -> None:
+    executor, tokens = load_native(SPECS["llama"], CONFIG), tokens_of(SPECS["llama"], 9)
+    want = text_logits(executor, tokens, 64)
+    executor.cancel()
+    with pytest.raises(StepCancelled):
+        text_logits(executor, tokens, 64)
+    executor.clear_cancel()
+    np.testing.assert_array_equal(text_logits(executor, tokens, 64), want)
+
+
+def test_cancel_from_another_thread_ends_a_long_step() -> None:
+    executor = load_native(llama_like(layers=64), replace(CONFIG, max_tokens=256))
+    tokens, batch = tokens_of(executor.spec, 256), new_batch(executor)
+    lay_out(batch, [Chunk(tokens, 0, 0)], WANT_TOKEN)
+    timer = threading.Timer(0.0, executor.cancel)
+    timer.start()
+    with pytest.raises(StepCancelled):
+        for _ in range(10_000):
+            executor.step(batch)
+    timer.join()
+
+
+def _step_in_child(executor: NativeExecutor, answers) -> None:  # type: ignore[no-untyped-def]
+    try:
+        text_logits(executor, [1, 2], 2)
+        answers.put("ran")
+    except InternalError as error:
+        answers.put(str(error))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_forked_child_gets_one_clear_error() -> None:
+    executor = load_native(SPECS["llama"], CONFIG)
+    text_logits(executor, [1, 2], 2)
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+    child = context.Process(target=_step_in_child, args=(executor, answers))
+    child.start()
+    assert "forked" in answers.get(timeout=60)
+    child.join(60)
+    assert child.exitcode == 0
+
+
+def test_more_threads_than_processors_still_agree() -> None:
+    spec, tokens = SPECS["gemma"], tokens_of(SPECS["gemma"], 20)
+    want = text_logits(load_native(spec, replace(CONFIG, threads=1)), tokens, 64)
+    crowd = load_native(spec, replace(CONFIG, threads=7))
+    np.testing.assert_array_equal(text_logits(crowd, tokens, 3), want)
+
+
+def test_a_closed_executor_says_so() -> None:
+    executor = load_native(SPECS["llama"], CONFIG)
+    executor.close()
+    executor.close()
+    with pytest.raises(InternalError, match="closed"):
+        text_logits(executor, [1], 1)
+
+
+def test_a8_refuses_floats() -> None:
+    with pytest.raises(UnsupportedError, match="a8 multiplies integers"):
+        load_native(SPECS["llama"], replace(CONFIG, activations="a8"), "BF16")
