@@ -123,6 +123,29 @@ def test_fork_copies_the_tail_on_write_once():
     pool.check()
 
 
+def test_a_parent_copies_too_while_its_tail_is_shared():
+    pool = pool_of(None)
+    parent = pool.lease()
+    parent.extend(6)
+    child = parent.fork()
+    tail = int(child.table(0)[1])
+    assert parent.extend(1)
+    assert [copy.source for copy in parent.take_copies()] == [tail]
+    assert child.extend(1)
+    assert child.take_copies() == []
+
+
+def test_what_a_lease_gave_back_is_taken_again_in_order():
+    pool = pool_of(None)
+    first = pool.lease()
+    first.extend(12)
+    blocks = first.table(0).tolist()
+    first.release()
+    second = pool.lease()
+    second.extend(12)
+    assert second.table(0).tolist() == blocks
+
+
 def test_fork_at_a_block_boundary_copies_nothing():
     pool = pool_of(None)
     parent = pool.lease()

@@ -13,7 +13,7 @@ import pytest
 
 from octavo.backends.base import RuntimeConfig, StepBatch, StepResult
 from octavo.core.errors import InternalError, OctavoError, RequestError
-from octavo.engine.client import InProcessClient
+from octavo.engine.client import InProcessClient, _Stop
 from octavo.engine.engine import Engine
 from octavo.engine.request import Output, Request, SamplingParams
 from support.fakes import FakeExecutor, fake_executor
@@ -132,16 +132,13 @@ def test_a_bug_in_the_engine_reaches_every_caller():
 
 
 def test_close_ends_open_streams(gated):
-    """The stop message comes before the gate opens: the step that runs is the last."""
+    """The stop message lies there before the gate opens: the step that runs is the last."""
     stream = gated.generate(request("a"))
     open_gate(gated, 1)
     next(stream)
-    closer = threading.Thread(target=gated.close)
-    closer.start()
-    while gated._loop.mailbox.empty():
-        threading.Event().wait(0.001)
+    gated._loop.mailbox.put(_Stop())
     open_gate(gated)
-    closer.join()
+    gated.close()
     with pytest.raises(OctavoError, match="closed"):
         list(stream)
     with pytest.raises(OctavoError, match="closed"):

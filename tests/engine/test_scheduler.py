@@ -117,6 +117,37 @@ def test_the_youngest_gives_way_when_blocks_run_out():
     assert run(scheduler) == [("b", 8, 1)]
 
 
+def test_blocks_freed_by_preemption_are_not_given_to_newcomers_at_once():
+    scheduler = scheduler_of(blocks=4, context=16, max_tokens=4)
+    scheduler.submit(request("a", 4, max_tokens=9))
+    scheduler.submit(request("b", 4, max_tokens=9))
+    assert run(scheduler) == [("a", 0, 4)]
+    assert run(scheduler) == [("a", 4, 1), ("b", 0, 3)]
+    for step in range(3):
+        assert run(scheduler) == [("a", 5 + step, 1), ("b", 3 + step, 1)]
+    assert run(scheduler) == [("a", 8, 1)]  # though a block is free that b could begin with
+    assert run(scheduler) == [("a", 9, 1), ("b", 0, 3)]
+
+
+def test_a_plan_forgets_a_sequence_and_gets_its_budget_back():
+    scheduler = scheduler_of()
+    scheduler.submit(request("a", 3))
+    plan = scheduler.schedule()
+    plan.remove(plan.chunks[0].sequence)
+    assert (plan.chunks, plan.budget, plan.preempted) == ([], 8, 1)
+
+
+def test_waiting_forks_give_way_when_nothing_runs():
+    """Choices 1 and 2 hold all blocks together, and the first to write needs one of its own."""
+    scheduler = scheduler_of(blocks=2, context=8, max_seqs=1)
+    scheduler.submit(request("a", 7, n=3, max_tokens=1))
+    assert run(scheduler) == [("a", 0, 6)]
+    scheduler.abort("a", 0)
+    assert run(scheduler) == [("a", 6, 1)]
+    assert run(scheduler) == [("a", 0, 7)]
+    assert not scheduler.has_work()
+
+
 def test_choices_share_the_prompt():
     scheduler = scheduler_of(blocks=5, context=16)
     scheduler.submit(request("a", 7, n=3, max_tokens=2))

@@ -122,9 +122,7 @@ class Scheduler:
 
     def __init__(self, pool: KvPool, limits: Limits, vocab: int) -> None:
         self.pool, self.limits, self._vocab = pool, limits, vocab
-        # Every running sequence must get a token a step, or decodes could starve a prefill.
-        self._max_running = min(limits.max_seqs, limits.max_tokens)
-        self._slots = list(range(self._max_running - 1, -1, -1))
+        self._slots = list(range(limits.max_seqs - 1, -1, -1))
         self._waiting: list[Sequence] = []  # by age
         self._running: list[Sequence] = []  # by age
         self._live: dict[str, list[Sequence]] = {}
@@ -223,6 +221,8 @@ class Scheduler:
         sequence.slot = -1
 
     def _admit(self, plan: StepPlan) -> None:
+        # Only into what the budget has left: so there are never more running than the budget has
+        # tokens, each advances in every step, and decodes can't starve a prefill.
         while self._waiting and self._slots and plan.budget:
             sequence = self._waiting[0]
             count = min(sequence.lag, plan.budget)
@@ -362,7 +362,7 @@ class Scheduler:
             if queue != sorted(queue, key=_age):
                 raise InternalError("a queue is out of order")
         slots = self._slots + [s.slot for s in self._running]
-        if sorted(slots) != list(range(self._max_running)):
+        if sorted(slots) != list(range(self.limits.max_seqs)):
             raise InternalError(f"slots lost or doubled: {slots}")
         for sequence in everyone:
             if sequence.computed != sequence.lease.n_tokens:
