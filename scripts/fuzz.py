@@ -35,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import fuzz_files
 
 from octavo.core.errors import UserError
+from octavo.formats.gguf_formats import GGUF_FORMATS
 from octavo.io import gguf_reader, mapping, safetensors_file, stored
 from octavo.io.checkpoint import open_model
 from octavo.io.gguf_blocks import dequantize
@@ -45,9 +46,8 @@ MEMORY = 512 << 20
 SECONDS = 1.0
 TRACED = (gguf_reader, safetensors_file, mapping, stored)
 # Not the readers': writing, and what no content of a file can cause.
-NOT_READ = frozenset({"write_safetensors", "_dtype_name", "replacing", "_map_file", "drop"})
-DECODED = frozenset(
-    "F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS".split()
+NOT_READ = frozenset(
+    {"write_safetensors", "_dtype_name", "replacing", "_map_file", "drop", "close"}
 )
 
 
@@ -95,7 +95,7 @@ def read_gguf(directory: Path) -> None:
         for tensor in file.tensors.values():
             rows = tensor.rows()
             assert rows.shape[0] <= tensor.elements
-            if tensor.type in DECODED:
+            if tensor.type in GGUF_FORMATS:
                 dequantize(tensor.type, rows[:2])
         for key in file.metadata:
             file.metadata.get(key)
@@ -212,7 +212,8 @@ def work(arguments: argparse.Namespace) -> None:
     """A worker's whole life: limit itself, run its cases, print its tally as JSON."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     progress = Path(arguments.progress)
-    tally = run_range(arguments.seed, *arguments.worker, arguments.traced, progress)
+    start, stop = arguments.worker
+    tally = run_range(arguments.seed, start, stop, arguments.traced, progress)
     lines = {name: sorted(found) for name, found in tally.lines.items()}
     json.dump([dict(tally.outcomes), tally.failures, lines], sys.stdout)
 

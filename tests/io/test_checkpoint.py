@@ -9,7 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from octavo.core.errors import ConfigError, ModelFileError, UnsupportedError, UserError
+from octavo.core.errors import (
+    ConfigError,
+    InternalError,
+    ModelFileError,
+    UnsupportedError,
+    UserError,
+)
 from octavo.io.checkpoint import open_model, read_header
 from octavo.io.gguf_reader import open_gguf
 from octavo.io.gguf_values import gguf_value
@@ -84,7 +90,7 @@ def test_a_closed_model_is_gone(tmp_path: Path) -> None:
         view = model.source.tensor(Role("embed"))
         kept = view.raw(0, 1)
     assert kept.data.nbytes == 4 * model_files.HIDDEN
-    with pytest.raises((UserError, ValueError)):
+    with pytest.raises(InternalError, match="closed"):
         view.float32()
 
 
@@ -125,6 +131,11 @@ def test_a_vocabulary_is_no_model(tmp_path: Path) -> None:
     write_gguf(path, {"general.architecture": gguf_value("llama")}, [])
     with pytest.raises(ModelFileError, match=r"token_embd\.weight.*whole language model"):
         open_model(path)
+
+
+def test_a_part_of_a_split_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="one of 3 parts"):
+        open_model(rewritten(gguf_file(tmp_path), split__count=3))
 
 
 @pytest.mark.parametrize("value", ["2", [2, "3"], -1, [True], 1.5])

@@ -306,7 +306,8 @@ def _offset_codes(blocks: F32, bits: int) -> tuple[F32, F32, U8]:
 
 
 def _nibbles(codes: U8) -> U8:
-    return (codes[:, :16] & 15) | _lift(codes[:, 16:], 4)
+    low: U8 = codes[:, :16] & np.uint8(15)
+    return low | _lift(codes[:, 16:], 4)
 
 
 def _fifth_bits(codes: U8) -> U8:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from octavo.core.errors import ConfigError, ModelFileError
+from octavo.core.errors import ConfigError, ModelFileError, UnsupportedError
 from octavo.io.gguf_blocks import dequantize
 from octavo.io.gguf_reader import GgufFile
 from octavo.io.gguf_values import GgufMetadata
@@ -47,6 +47,7 @@ def architecture(file: GgufFile) -> str:
 def gguf_config(file: GgufFile) -> ConfigReader:
     """What `Family.from_gguf` reads (see its docstring). Reads no weights but rope factors."""
     prefix = architecture(file) + "."
+    _refuse_parts(file)
     values: dict[str, object] = {
         key.removeprefix(prefix): value
         for key, value in file.metadata.items()
@@ -72,6 +73,15 @@ def sampling_defaults(metadata: GgufMetadata) -> Mapping[str, float]:
     """general.sampling.* under the names of generation_config.json."""
     found = {name: metadata.number(f"general.sampling.{key}") for key, name in _SAMPLING.items()}
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _refuse_parts(file: GgufFile) -> None:
+    parts = file.metadata.integer("split.count") or 1
+    if parts > 1:
+        raise UnsupportedError(
+            f"{file.mapping.path}: one of {parts} parts of a split model. Merge them into one file "
+            "first (llama-gguf-split --merge)."
+        )
 
 
 def _vocab_size(file: GgufFile) -> int:

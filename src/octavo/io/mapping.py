@@ -16,7 +16,7 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 
-from octavo.core.errors import ModelFileError, ResourceError
+from octavo.core.errors import InternalError, ModelFileError, ResourceError
 
 U8 = npt.NDArray[np.uint8]
 
@@ -48,6 +48,8 @@ class FileMapping:
 
     def view(self, offset: int, length: int, what: str) -> U8:
         """uint8 [length] of the file's own memory, read-only."""
+        if self._bytes.size == 0:
+            raise InternalError(f"{self.path}: read after it was closed")
         self.check(offset, length, what)
         return self._bytes[offset : offset + length]
 

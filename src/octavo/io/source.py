@@ -93,7 +93,8 @@ class RowsView:
         head_dim = self.shape[0] // self.heads
         head, row = np.divmod(np.arange(start, stop), head_dim)
         side, pair = np.divmod(row, head_dim // 2)
-        return head * head_dim + 2 * pair + side
+        order: npt.NDArray[np.int64] = head * head_dim + 2 * pair + side
+        return order
 
 
 class FileSource:
