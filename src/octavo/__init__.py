@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import importlib
 
 from octavo._version import __version__
 
-if TYPE_CHECKING:
-    from octavo.api import LLM
-    from octavo.backends.base import RuntimeConfig
-    from octavo.engine.request import SamplingParams
+# Imported when asked for (PEP 562): `octavo --help` needs none of them, and a module low in the
+# layers that says `from octavo import ...` must not reach the top. Types: __init__.pyi.
+_EXPORTS = {
+    "LLM": "octavo.api",
+    "RuntimeConfig": "octavo.backends.base",
+    "SamplingParams": "octavo.engine.request",
+}
 
 __all__ = ["LLM", "RuntimeConfig", "SamplingParams", "__version__"]
 
 
 def __getattr__(name: str) -> object:
-    # Imported when asked for (PEP 562): `octavo --help` needs none of them.
-    if name == "LLM":
-        from octavo.api import LLM
-
-        return LLM
-    if name == "RuntimeConfig":
-        from octavo.backends.base import RuntimeConfig
-
-        return RuntimeConfig
-    if name == "SamplingParams":
-        from octavo.engine.request import SamplingParams
-
-        return SamplingParams
-    raise AttributeError(f"module 'octavo' has no attribute {name!r}")
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'octavo' has no attribute {name!r}")
+    return getattr(importlib.import_module(_EXPORTS[name]), name)
 
 
 def __dir__() -> list[str]:
