@@ -203,16 +203,20 @@ def test_a_missing_or_misshapen_tensor_is_named(tinies: dict[str, Tiny]) -> None
             decoders.ReferenceDecoder.load(source, tiny.spec, options.ReferenceOptions())
 
 
+KEEP = (("head", "int8_g32"), ("down", "source"), ("layers.1.down", "int2_g32"))
+
+
 def test_requantized_weights_are_what_the_encoder_stores(tinies: dict[str, Tiny]) -> None:
     from octavo.formats.number_format import NumberFormat
     from octavo.formats.rtn import encode
 
     tiny = tinies["mistral"]
-    decoder = tiny.decoder(format="int4_g32", keep=(("head", "int8_g32"), ("down", "source")))
+    decoder = tiny.decoder(format="int4_g32", keep=KEEP)
     for role, text in (
         (Role("q", 0), "int4_g32"),
         (Role("embed"), "int4_g32"),
         (Role("head"), "int8_g32"),
+        (Role("down", 1), "int2_g32"),
     ):
         expected = encode(tiny.source.tensor(role).float32(), NumberFormat.parse(text))
         np.testing.assert_array_equal(decoder.weights[role].numpy(), expected.dequantize())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from octavo.core.errors import UnsupportedError
 from octavo.formats.activations import fake_quantize_a8
 from octavo.formats.number_format import NumberFormat
 
@@ -23,8 +24,9 @@ RULES = [
     ("int4_g32", 576, "a32", "a32"),
     ("int4_g32", 576, "abf16", "abf16"),
     ("bf16", 576, "auto", "abf16"),
-    ("bf16", 576, "a8", "abf16"),
     ("fp32", 576, "auto", "a32"),
+    ("fp16", 576, "auto", "a32"),
+    ("fp32", 576, "abf16", "abf16"),
     ("nf4_g64", 576, "auto", "abf16"),
 ]
 
@@ -34,6 +36,12 @@ def test_the_rule_follows_the_weights_format(
     weight: str, inputs: int, asked: str, expected: str
 ) -> None:
     assert str(options.activation_rule(NumberFormat.parse(weight), inputs, asked)) == expected
+
+
+@pytest.mark.parametrize("weight", ["bf16", "fp32", "nf4_g64"])
+def test_a8_of_weights_that_are_no_integers_is_refused(weight: str) -> None:
+    with pytest.raises(UnsupportedError, match=f"a weight is {weight}"):
+        options.activation_rule(NumberFormat.parse(weight), 64, "a8")
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])

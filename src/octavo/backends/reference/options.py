@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from octavo.backends.base import ActivationFormat, KvFormat
+from octavo.core.errors import UnsupportedError
 from octavo.formats.activations import a8_group_for, padded_width
 from octavo.formats.granularity import PerGroup
 from octavo.formats.number_format import NumberFormat
@@ -27,7 +28,8 @@ class ReferenceOptions:
                  weight's format runs with natively.
     kv_format    how keys and values are stored; "fp32" stores them in `dtype`, unrounded.
     format       a NumberFormat to requantize linear weights to, or "source".
-    keep         (part, format) exceptions to `format`, "source" among the formats.
+    keep         (name, format) exceptions to `format`, "source" among the formats; a name is a
+                 part ("down") or a part of one layer ("layers.3.down").
     context      longest sequence, which picks longrope's and dynamic's frequencies;
                  0: the model's own maximum.
     """
@@ -63,12 +65,19 @@ def activation_rule(
 ) -> ActivationRule:
     """The rule of a linear layer with `inputs` inputs whose weight is stored as `weight`.
 
-    Integer products need integer codes: floats and float codebooks run in bf16 where a8 is asked.
+    auto: integers multiply in a8, fp32 and fp16 exactly, all else (bf16, float codebooks) in abf16.
+    Raises UnsupportedError when a8 is asked of weights that aren't integers.
     """
     integer = weight.kind == "int" or weight.variant == "iq4nl"
     if asked == "auto":
-        asked = "a32" if weight.variant == "fp32" else "a8"
-    if asked == "a8" and integer:
-        size = weight.granularity.size if isinstance(weight.granularity, PerGroup) else inputs
-        return ActivationRule("a8", a8_group_for(size, padded_width(inputs)))
-    return ActivationRule("a32" if asked == "a32" else "abf16")
+        exact = weight.plain and weight.variant != "bf16"
+        asked = "a8" if integer else "a32" if exact else "abf16"
+    if asked != "a8":
+        return ActivationRule(asked)
+    if not integer:
+        raise UnsupportedError(
+            f"a8 multiplies integers, and a weight is {weight}; "
+            "use activations auto or abf16, or an integer format"
+        )
+    size = weight.granularity.size if isinstance(weight.granularity, PerGroup) else inputs
+    return ActivationRule("a8", a8_group_for(size, padded_width(inputs)))

@@ -58,6 +58,9 @@ def _load(
 
 
 def _wanted(role: Role, head: Role, options: ReferenceOptions) -> str:
-    """Format asked for a role. A tied head is the embedding: `keep` may use either name."""
-    names = (role.part, "head") if role == head else (role.part,)
-    return next((kept for part, kept in options.keep if part in names), options.format)
+    """Format asked for a role: the most particular name in `keep` wins. A tied head is the
+    embedding: it answers to "head" too."""
+    names = [] if role.layer is None else [f"layers.{role.layer}.{role.part}"]
+    names += [role.part, "head"] if role == head else [role.part]
+    kept = dict(options.keep)
+    return next((kept[name] for name in names if name in kept), options.format)
