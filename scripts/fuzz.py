@@ -47,7 +47,7 @@ SECONDS = 1.0
 TRACED = (gguf_reader, safetensors_file, mapping, stored)
 # Not the readers': writing, and what no content of a file can cause.
 NOT_READ = frozenset(
-    {"write_safetensors", "_dtype_name", "replacing", "_map_file", "drop", "close"}
+    ("write_safetensors", "_dtype_name", "replacing", "_map_file", "drop", "close")
 )
 
 
@@ -204,7 +204,9 @@ def uncovered(lines: dict[str, set[int]]) -> list[str]:
         path = Path(str(module.__file__))
         text = path.read_text(encoding="utf-8").splitlines()
         for line in sorted(reader_lines(path) - lines.get(path.name, set())):
-            missing.append(f"{path.name}:{line}: {text[line - 1].strip()}")
+            # An InternalError is a bug of ours: no file may lead there.
+            if "raise InternalError" not in text[line - 1]:
+                missing.append(f"{path.name}:{line}: {text[line - 1].strip()}")
     return missing
 
 
