@@ -402,3 +402,24 @@ def test_halves_go_to_even_codes() -> None:
     weight = np.array([[7, 0.5, 1.5, 2.5, -0.5, -1.5]], np.float32)
     tensor = encode(weight, NumberFormat.parse("int4_channel"), "absmax")
     assert tensor.unpacked_codes().tolist() == [[15, 8, 10, 10, 8, 6]]
+
+
+def test_absmax_never_uses_the_lowest_code() -> None:
+    weight = np.full((1, 32), -127 * 1.4 * 2.0**-24, np.float32)  # stored scale: 2^-24
+    tensor = encode(weight, NumberFormat.parse("int8_g32"))
+    assert tensor.steps().tolist() == [[2.0**-24]]
+    assert set(tensor.unpacked_codes().ravel().tolist()) == {1}
+
+
+def test_a_tie_of_levels_goes_to_the_lower_one() -> None:
+    weight = np.array([[-127, -4.5, 7.0, 101.0]], np.float32)
+    tensor = encode(weight, NumberFormat.parse("iq4nl_channel"))
+    assert tensor.dequantize().tolist() == [[-127, -10, 1, 89]]
+
+
+def test_two_level_offsets_hold_weights_above_zero() -> None:
+    weight = np.abs(normal_weight((4, 256), seed=11, scale=1.0)) + np.float32(0.5)
+    values = encode(weight, NumberFormat.parse("int4_g32_offset_su6x256")).dequantize()
+    # 15 steps from 0 to the group's largest weight, and sub-scales of 63 steps
+    bound = np.abs(weight).max() * (0.5 / 15 + 1 / 63)
+    assert np.abs(values - weight).max() <= bound

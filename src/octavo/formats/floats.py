@@ -36,7 +36,8 @@ def float_dtype(variant: str) -> np.dtype[Any]:
         "e5m2": "float8_e5m2",
         "e8m0": "float8_e8m0fnu",
     }
-    return np.dtype(getattr(ml_dtypes, names[variant]))
+    dtype: np.dtype[Any] = np.dtype(getattr(ml_dtypes, names[variant]))
+    return dtype
 
 
 def largest(variant: str) -> float:
