@@ -34,7 +34,8 @@ ThreadPool::ThreadPool(int threads, int usable_cpus)
       arrived_(new Signal[static_cast<size_t>(threads_)]) {}
 
 ThreadPool::~ThreadPool() {
-  if (workers_ == nullptr || platform::process_id() != process_) return;  // a child's copy: leave it
+  if (workers_ == nullptr || platform::process_id() != process_)
+    return;  // a child's copy: leave it
   stop();
 }
 

@@ -27,8 +27,9 @@ class ThreadPool {
 
   int threads() const { return threads_; }
 
-  // Runs region(t, context) on every thread t, the caller being thread 0, and waits for all. Threads
-  // start at the first call. kForked: this process is not the one that started them; nothing ran.
+  // Runs region(t, context) on every thread t, the caller being thread 0, and waits for all.
+  // Threads start at the first call. kForked: this process is not the one that started them;
+  // nothing ran.
   RunStatus run(Region region, void* context);
 
   // For use inside a region: waits for every thread. False, for all threads alike, when the run is
@@ -59,7 +60,8 @@ class ThreadPool {
   Signal released_, begun_;
   uint32_t regions_ = 0;
   bool stopping_ = false;
-  std::atomic<bool> cancelled_{false};  // written by thread 0 while all others wait, read by all after
+  std::atomic<bool> cancelled_{
+      false};  // written by thread 0 while all others wait, read by all after
   std::atomic<bool> cancel_{false};
   Region region_ = nullptr;
   void* context_ = nullptr;

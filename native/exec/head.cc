@@ -94,7 +94,8 @@ void Step::head_logits(int t, int n) {
   const int column = p0 * kLanes, columns = std::min(p1 * kLanes, plan_.vocab) - column;
   linear(plan_.head, plan_.head_in, t, n, logits_, ld_logits_, p0, p1);
   if (plan_.softcap > 0 && columns > 0)
-    for (int i = 0; i < n; ++i) k_.softcap(logits_ + i * ld_logits_ + column, plan_.softcap, columns);
+    for (int i = 0; i < n; ++i)
+      k_.softcap(logits_ + i * ld_logits_ + column, plan_.softcap, columns);
 }
 
 void Step::finish_row(int t, size_t entry, const float* logits) {
@@ -104,8 +105,8 @@ void Step::finish_row(int t, size_t entry, const float* logits) {
     std::copy_n(logits, vocab, logits_out_ + int64_t{wanted.logits_index} * vocab);
   int32_t token = a_.target[wanted.row];
   if ((wanted.want & kToken) != 0) {
-    token = sample(k_, logits, vocab, sample_params(wanted),
-                   workers_[static_cast<size_t>(t)].sample);
+    token =
+        sample(k_, logits, vocab, sample_params(wanted), workers_[static_cast<size_t>(t)].sample);
     a_.out_token[entry] = token;
   }
   if ((wanted.want & (kLogprobs | kTarget)) != 0) report_logprobs(t, entry, logits, token);

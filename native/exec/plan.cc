@@ -52,8 +52,8 @@ class Planner {
     Linear linear;
     linear.w = named.weight->view();
     if (linear.w.n != n || linear.w.k != k)
-      fail(layer, part, "the weight is " + shape(linear.w.n, linear.w.k) + ", the model needs " +
-                            shape(n, k));
+      fail(layer, part,
+           "the weight is " + shape(linear.w.n, linear.w.k) + ", the model needs " + shape(n, k));
     const LinearKernel* kernel = select_linear(*plan_.table, linear.w, named.act);
     if (kernel == nullptr) fail(layer, part, "no kernel serves this weight and activation format");
     linear.run = kernel->run;
@@ -81,8 +81,9 @@ class Planner {
       return nullptr;
     }
     if (static_cast<int>(found->second.size()) != n)
-      fail(index, part, "has " + std::to_string(found->second.size()) + " values, the model needs " +
-                            std::to_string(n));
+      fail(index, part,
+           "has " + std::to_string(found->second.size()) + " values, the model needs " +
+               std::to_string(n));
     return found->second.data();
   }
 
@@ -169,8 +170,9 @@ class Planner {
     if (model_.embed == nullptr) fail(-1, "embed", "the weight is missing");
     plan_.embed = model_.embed->view();
     if (plan_.embed.n < plan_.vocab || plan_.embed.k != plan_.hidden)
-      fail(-1, "embed", "the weight is " + shape(plan_.embed.n, plan_.embed.k) +
-                            ", the model needs " + shape(plan_.vocab, plan_.hidden));
+      fail(-1, "embed",
+           "the weight is " + shape(plan_.embed.n, plan_.embed.k) + ", the model needs " +
+               shape(plan_.vocab, plan_.hidden));
     plan_.head = resolve(-1, "head", model_.head, plan_.vocab, plan_.hidden);
     plan_.head_in = input(-1, "head", {&plan_.head});
     plan_.max_k_pad = std::max(plan_.max_k_pad, plan_.embed.k_pad);

@@ -62,7 +62,8 @@ class Candidates {
     std::sort(s_.order.begin() + static_cast<int64_t>(start), s_.order.end(),
               [this](int32_t a, int32_t b) { return x_[a] > x_[b] || (x_[a] == x_[b] && a < b); });
     for (size_t i = start; i < s_.order.size(); ++i)
-      s_.weight.push_back(std::exp((double{x_[s_.order[i]]} - double{max_}) / double{temperature_}));
+      s_.weight.push_back(
+          std::exp((double{x_[s_.order[i]]} - double{max_}) / double{temperature_}));
     above_ = low;
     ++slice_;
   }
@@ -76,8 +77,7 @@ class Candidates {
 
 double total_weight(const float* x, int n, float max, float temperature) {
   double total = 0;
-  for (int i = 0; i < n; ++i)
-    total += std::exp((double{x[i]} - double{max}) / double{temperature});
+  for (int i = 0; i < n; ++i) total += std::exp((double{x[i]} - double{max}) / double{temperature});
   return total;
 }
 

@@ -80,8 +80,13 @@ void Step::allocate() {
   up_ = matrix(rows, ld_gate_);
   logits_ = matrix(head_rows_, ld_logits_);
   act_ = act_rows(std::max(rows, head_rows_));
-  shared_ = {matrix(queries * splits, plan_.max_head_dim), matrix(splits, queries),
-             matrix(splits, queries), 0, 0, 0, 0};
+  shared_ = {matrix(queries * splits, plan_.max_head_dim),
+             matrix(splits, queries),
+             matrix(splits, queries),
+             0,
+             0,
+             0,
+             0};
   for (Worker& w : workers_) {
     w.x = matrix(kFewRows, ld_x_);
     w.row = matrix(1, std::max(line(plan_.max_k_pad), ld_x_));
@@ -89,8 +94,13 @@ void Step::allocate() {
     w.scores = matrix(kTileQueries, kSplitKeys);
     w.merged = matrix(2, splits);
     w.act = act_rows(kFewRows);
-    w.partials = {matrix(kTileQueries * splits, plan_.max_head_dim), matrix(splits, kTileQueries),
-                  matrix(splits, kTileQueries), 0, 0, 0, 0};
+    w.partials = {matrix(kTileQueries * splits, plan_.max_head_dim),
+                  matrix(splits, kTileQueries),
+                  matrix(splits, kTileQueries),
+                  0,
+                  0,
+                  0,
+                  0};
     w.chunk = matrix(head_rows_, 512);
   }
 }
@@ -159,8 +169,8 @@ void Step::check_row(int s, int row, const KvCache& cache) const {
 
 bool Step::greedy(int s, uint8_t want) const {
   const int slot = a_.state_slot[s];
-  const bool penalized = slot >= 0 && (a_.repetition[s] != 1 || a_.presence[s] != 0 ||
-                                       a_.frequency[s] != 0);
+  const bool penalized =
+      slot >= 0 && (a_.repetition[s] != 1 || a_.presence[s] != 0 || a_.frequency[s] != 0);
   return (want & ~kHidden) == kToken && a_.temperature[s] == 0 && !penalized &&
          a_.bias_start[s] == a_.bias_start[s + 1];
 }

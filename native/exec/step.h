@@ -17,8 +17,8 @@
 namespace octavo {
 
 constexpr int kFewRows = 4;
-constexpr int kSplitKeys = 256;      // docs/numerics.md: attention splits at fixed boundaries
-constexpr int kTileRows = 16;        // query rows of one attention item
+constexpr int kSplitKeys = 256;  // docs/numerics.md: attention splits at fixed boundaries
+constexpr int kTileRows = 16;    // query rows of one attention item
 constexpr int kTileQueries = kMaxGroupHeads;  // rows * heads per kv head of one attention item
 constexpr int kSharedSplitRows = 8;  // steps of at most so many rows may share splits over threads
 constexpr int kMaxLogprobs = 20;
@@ -95,7 +95,8 @@ class Step {
   RunStatus run();
 
   int wanted() const { return static_cast<int>(wanted_.size()); }
-  void reset_slot(int slot, const int32_t* prompt, int n_prompt, const int32_t* output, int n_output);
+  void reset_slot(int slot, const int32_t* prompt, int n_prompt, const int32_t* output,
+                  int n_output);
   size_t workspace_bytes() const { return arena_.allocated(); }
 
  private:

@@ -111,7 +111,9 @@ class Chunk:
 
 def new_batch(executor: Executor) -> StepBatch:
     config, size = executor.config, executor.layout.block_size
-    return StepBatch(executor.layout, config.max_tokens, config.max_seqs, -(-config.context // size))
+    return StepBatch(
+        executor.layout, config.max_tokens, config.max_seqs, -(-config.context // size)
+    )
 
 
 def lay_out(batch: StepBatch, chunks: Sequence[Chunk], want: int = WANT_LOGITS) -> int:
@@ -147,5 +149,3 @@ def text_logits(executor: Executor, tokens: Sequence[int], chunk: int, block: in
         for i in range(0, len(tokens), chunk)
     ]
     return np.concatenate(parts)
-
-

@@ -10,7 +10,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from octavo.backends.base import WANT_HIDDEN, WANT_LOGITS, WANT_TARGET, WANT_TOKEN, RuntimeConfig
+from octavo.backends.base import (
+    WANT_HIDDEN,
+    WANT_LOGITS,
+    WANT_TARGET,
+    WANT_TOKEN,
+    RuntimeConfig,
+    StepBatch,
+)
 from octavo.backends.native.executor import NativeExecutor, StepCancelled
 from octavo.core.errors import InternalError, UnsupportedError
 from octavo.spec.decoder import DecoderSpec
@@ -70,7 +77,9 @@ def reference_logits(spec: DecoderSpec, tokens: list[int], dtype: str = "fp32") 
 
 
 @pytest.mark.parametrize("isa", isas())
-@pytest.mark.parametrize("spec", [*SPECS.values(), gemma_like(intermediate=80)], ids=["llama", "gemma", "padded"])
+@pytest.mark.parametrize(
+    "spec", [*SPECS.values(), gemma_like(intermediate=80)], ids=["llama", "gemma", "padded"]
+)
 def test_equals_the_reference_to_rounding(spec: DecoderSpec, isa: str) -> None:
     # Both compute in fp32 what fp64 gives; the reference's own distance from it is the yardstick.
     tokens = tokens_of(spec, 40)
@@ -225,9 +234,13 @@ def test_cancel_from_another_thread_ends_a_long_step() -> None:
     timer = threading.Timer(0.0, executor.cancel)
     timer.start()
     with pytest.raises(StepCancelled):
-        for _ in range(10_000):
-            executor.step(batch)
+        _step_often(executor, batch)
     timer.join()
+
+
+def _step_often(executor: NativeExecutor, batch: StepBatch) -> None:
+    for _ in range(10_000):
+        executor.step(batch)
 
 
 def _step_in_child(executor: NativeExecutor, answers) -> None:  # type: ignore[no-untyped-def]

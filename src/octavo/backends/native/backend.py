@@ -57,7 +57,7 @@ def load(spec: DecoderSpec, source: WeightSource, config: RuntimeConfig) -> Nati
     machine = probe()
     config = replace(config, isa=resolve_isa(config.isa), threads=config.threads or machine.threads)
     items = {
-        role: storage(role, source.tensor(role), config)
+        role: storage(role, source.tensor(role), config, spec.tied_head)
         for role in roles(spec)
         if len(role_shape(spec, role)) == 2
     }

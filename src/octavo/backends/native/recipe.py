@@ -15,14 +15,13 @@ from octavo.core.errors import FormatError, UnsupportedError
 from octavo.formats.activations import a8_group_for, padded_width
 from octavo.formats.gguf_formats import GGUF_FORMATS
 from octavo.formats.granularity import PerGroup, PerTensor
-from octavo.formats.number_format import BF16, NumberFormat
+from octavo.formats.number_format import BF16, FP32, NumberFormat
 from octavo.formats.rounding import Convention, resolve_convention
 from octavo.io.weights import TensorView
 from octavo.spec.decoder import Role
 
 Method = Literal["blocks", "floats", "rounded", "encoded"]
 _NATIVE_CONVENTIONS: tuple[Convention, ...] = ("absmax", "full", "signed", "no_clip", "minmax")
-_FLOAT_TYPES = ("F32", "F16", "BF16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +39,7 @@ class Storage:
     method: Method
     act: _native.Act
     source_type: str
+    source_format: NumberFormat
     convention: str = ""
 
     @property
@@ -51,21 +51,24 @@ class Storage:
         return "abf16" if self.act == _native.Act.BF16 else "a32"
 
 
-def storage(role: Role, view: TensorView, config: RuntimeConfig) -> Storage:
-    """The storage of a role's matrix. Raises FormatError when its shape can't take the format,
-    UnsupportedError when the activations asked for don't go with it."""
+def storage(role: Role, view: TensorView, config: RuntimeConfig, tied: bool = False) -> Storage:
+    """The storage of a role's matrix; `tied`: the embedding is the head as well.
+
+    Raises FormatError when its shape can't take the format, UnsupportedError when the activations
+    asked for don't go with it.
+    """
     shape = (view.shape[0], view.shape[1])
     stored = view.raw(0, 1).type
-    wanted = wanted_format(role, config)
+    wanted = wanted_format(role, config, tied)
     target = view.format if wanted == "source" else NumberFormat.parse(wanted)
     target.groups(shape)
     method, convention = _method(target, view.format, stored)
     act = _activations(role, target, config)
     _check_group(role, target, shape, act)
-    return Storage(role, shape, target, method, act, stored, convention)
+    return Storage(role, shape, target, method, act, stored, view.format, convention)
 
 
-def wanted_format(role: Role, config: RuntimeConfig) -> str:
+def wanted_format(role: Role, config: RuntimeConfig, tied: bool = False) -> str:
     """The name in `config.keep` that fits the role best, else `config.format`.
 
     Keys are a part ("down"), or a part of one layer ("layers.3.down"); the embedding of a tied
@@ -73,15 +76,15 @@ def wanted_format(role: Role, config: RuntimeConfig) -> str:
     """
     names = [str(role.part)] if role.layer is None else [f"layers.{role.layer}.{role.part}"]
     names.append(str(role.part))
+    if tied and role.part == "embed":
+        names.append("head")
     kept = dict(config.keep)
     return next((kept[name] for name in names if name in kept), config.format)
 
 
 def is_requantized(items: list[Storage]) -> bool:
-    """Whether anything is held in another format than its file's."""
-    return any(item.method in ("rounded", "encoded") for item in items) or any(
-        item.format == BF16 and item.source_type in ("F32", "F16") for item in items
-    )
+    """Whether anything is held in another format than its file's; fp32 holds every value."""
+    return any(item.format not in (item.source_format, FP32) for item in items)
 
 
 def pack_plan(item: Storage) -> _native.PackPlan:
@@ -103,7 +106,7 @@ def pack_plan(item: Storage) -> _native.PackPlan:
 
 
 def _method(target: NumberFormat, stored: NumberFormat, type_name: str) -> tuple[Method, str]:
-    if target.plain:
+    if target.plain and target.bits > 8:
         return "floats", ""
     if target == stored:
         return ("blocks" if type_name in GGUF_FORMATS else "encoded"), ""
@@ -131,7 +134,7 @@ def _activations(role: Role, target: NumberFormat, config: RuntimeConfig) -> _na
     if asked == "auto":
         if integer:
             return _native.Act.A8
-        exact = target.plain and target != BF16
+        exact = target.plain and target.bits > 8 and target != BF16
         return _native.Act.F32 if exact else _native.Act.BF16
     if asked == "a8" and not integer:
         raise UnsupportedError(
@@ -157,8 +160,3 @@ def _check_group(
             f"{role} as {target}: kernels take groups that are multiples of {step}; "
             "use a group of 32, 64 or 128, or _channel"
         )
-
-
-def is_float_type(name: str) -> bool:
-    """Whether raw rows of this type are plain floats."""
-    return name in _FLOAT_TYPES

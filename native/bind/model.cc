@@ -1,0 +1,208 @@
+// What the loader builds a model from: packed weights and plain descriptions.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "exec/model.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using namespace octavo;
+
+void bind_model(nb::module_& m);
+
+namespace {
+
+template <class T, int kDims>
+using In = nb::ndarray<const T, nb::ndim<kDims>, nb::c_contig, nb::device::cpu>;
+using Floats = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+std::vector<float> floats(const In<float, 1>& array) {
+  return {array.data(), array.data() + array.size()};
+}
+
+PackPlan plan_of_gguf(const std::string& type, int n, int k) {
+  PackPlan plan;
+  if (!gguf_plan(type, n, k, &plan)) throw nb::value_error(("no packing for " + type).c_str());
+  return plan;
+}
+
+int rows_of(const Weight& weight, const std::string& type, const In<uint8_t, 2>& data) {
+  const int64_t expected = gguf_row_bytes(type, weight.plan().k);
+  if (static_cast<int64_t>(data.shape(1)) != expected)
+    throw nb::value_error(("a row of " + type + " has " + std::to_string(data.shape(1)) +
+                           " bytes, expected " + std::to_string(expected))
+                              .c_str());
+  return static_cast<int>(data.shape(0));
+}
+
+// A copy of canonical rows as the packer takes them.
+AffineRows affine_rows(const Weight& weight, const In<uint8_t, 2>& codes,
+                       const In<float, 2>& scales, const nb::object& offsets, int bits) {
+  const PackPlan& plan = weight.plan();
+  AffineRows rows;
+  rows.rows = static_cast<int>(codes.shape(0));
+  rows.k = plan.k;
+  rows.group = plan.group;
+  rows.zero = plan.zero;
+  rows.bits = bits;
+  rows.codes.assign(codes.data(), codes.data() + codes.size());
+  rows.scales.assign(scales.data(), scales.data() + scales.size());
+  if (!offsets.is_none()) {
+    const auto array = nb::cast<In<float, 2>>(offsets);
+    rows.offsets.assign(array.data(), array.data() + array.size());
+  }
+  if (static_cast<int>(codes.shape(1)) != plan.k || scales.shape(0) != codes.shape(0) ||
+      rows.offsets.empty() == plan.has_offset)
+    throw nb::value_error("codes, scales and offsets do not match the weight");
+  return rows;
+}
+
+void bind_weight(nb::module_& m) {
+  nb::class_<Arena>(m, "Arena").def(nb::init<>()).def_prop_ro("allocated", &Arena::allocated);
+  nb::enum_<Code>(m, "Code")
+      .value("NIBBLE", Code::kNibble)
+      .value("BYTE", Code::kByte)
+      .value("BF16", Code::kBf16)
+      .value("F32", Code::kF32);
+  nb::enum_<Act>(m, "Act").value("A8", Act::kA8).value("BF16", Act::kBf16).value("F32", Act::kF32);
+  nb::class_<PackPlan>(m, "PackPlan")
+      .def(nb::init<>())
+      .def_static("gguf", &plan_of_gguf, "type"_a, "n"_a, "k"_a)
+      .def_rw("n", &PackPlan::n)
+      .def_rw("k", &PackPlan::k)
+      .def_rw("code", &PackPlan::code)
+      .def_rw("group", &PackPlan::group)
+      .def_rw("zero", &PackPlan::zero)
+      .def_rw("scale_f32", &PackPlan::scale_f32)
+      .def_rw("has_offset", &PackPlan::has_offset)
+      .def_rw("levels8", &PackPlan::levels8)
+      .def_rw("levels", &PackPlan::levels)
+      .def_prop_ro("packed_bytes", [](const PackPlan& plan) { return packed_bytes(plan); });
+  nb::class_<Weight>(m, "Weight")
+      .def(nb::init<std::shared_ptr<Arena>, PackPlan>(), "arena"_a, "plan"_a)
+      .def_prop_ro("bytes", &Weight::bytes)
+      .def_prop_ro("row_bytes", [](const Weight& w) { return w.view().panel_bytes / kLanes; })
+      .def(
+          "pack_gguf",
+          [](Weight& w, const std::string& type, const In<uint8_t, 2>& data, int row0) {
+            const int rows = rows_of(w, type, data);
+            const nb::gil_scoped_release release;
+            w.pack_gguf(type, data.data(), row0, rows);
+          },
+          "type"_a, "data"_a, "row0"_a)
+      .def(
+          "pack_floats",
+          [](Weight& w, const std::string& type, const In<uint8_t, 2>& data, int row0) {
+            const int rows = rows_of(w, type, data);
+            const nb::gil_scoped_release release;
+            w.pack_floats(type, data.data(), row0, rows);
+          },
+          "type"_a, "data"_a, "row0"_a)
+      .def(
+          "pack_rounded",
+          [](Weight& w, const std::string& type, const In<uint8_t, 2>& data, int row0, int bits,
+             const std::string& convention) {
+            const int rows = rows_of(w, type, data);
+            const nb::gil_scoped_release release;
+            w.pack_rounded(type, data.data(), row0, rows, bits, convention);
+          },
+          "type"_a, "data"_a, "row0"_a, "bits"_a, "convention"_a)
+      .def(
+          "pack_affine",
+          [](Weight& w, const In<uint8_t, 2>& codes, const In<float, 2>& scales,
+             const nb::object& offsets, int bits,
+             int row0) { w.pack_affine(affine_rows(w, codes, scales, offsets, bits), row0); },
+          "codes"_a, "scales"_a, "offsets"_a.none(), "bits"_a, "row0"_a)
+      .def(
+          "unpack",
+          [](const Weight& w, int row0, Floats out) {
+            w.unpack(row0, static_cast<int>(out.shape(0)), out.data());
+          },
+          "row0"_a, "out"_a);
+}
+
+void bind_descriptions(nb::module_& m) {
+  nb::enum_<MlpAct>(m, "MlpAct").value("SILU", MlpAct::kSilu).value("GELU_TANH", MlpAct::kGeluTanh);
+  nb::enum_<KvFormat>(m, "KvFormat").value("BF16", KvFormat::kBf16).value("F32", KvFormat::kF32);
+  nb::class_<LayerDesc>(m, "LayerDesc")
+      .def(nb::init<>())
+      .def_rw("heads", &LayerDesc::heads)
+      .def_rw("kv_heads", &LayerDesc::kv_heads)
+      .def_rw("head_dim", &LayerDesc::head_dim)
+      .def_rw("intermediate", &LayerDesc::intermediate)
+      .def_rw("scale", &LayerDesc::scale)
+      .def_rw("softcap", &LayerDesc::softcap)
+      .def_rw("window", &LayerDesc::window)
+      .def_rw("rope", &LayerDesc::rope)
+      .def_rw("kv_group", &LayerDesc::kv_group)
+      .def_rw("activation", &LayerDesc::activation)
+      .def(
+          "set_vector",
+          [](LayerDesc& layer, const std::string& part, const In<float, 1>& values) {
+            layer.vectors[part] = floats(values);
+          },
+          "part"_a, "values"_a)
+      .def(
+          "set_weight",
+          [](LayerDesc& layer, const std::string& part, std::shared_ptr<Weight> weight, Act act) {
+            layer.weights[part] = {std::move(weight), act};
+          },
+          "part"_a, "weight"_a, "act"_a);
+  nb::class_<ModelDesc>(m, "ModelDesc")
+      .def(nb::init<>())
+      .def_rw("hidden", &ModelDesc::hidden)
+      .def_rw("vocab", &ModelDesc::vocab)
+      .def_rw("norm_eps", &ModelDesc::norm_eps)
+      .def_rw("embed_scale", &ModelDesc::embed_scale)
+      .def_rw("softcap", &ModelDesc::softcap)
+      .def_rw("embed", &ModelDesc::embed)
+      .def(
+          "set_head",
+          [](ModelDesc& model, std::shared_ptr<Weight> weight, Act act) {
+            model.head = {std::move(weight), act};
+          },
+          "weight"_a, "act"_a)
+      .def(
+          "set_final_norm",
+          [](ModelDesc& model, const In<float, 1>& values) { model.final_norm = floats(values); },
+          "values"_a)
+      .def(
+          "add_rope",
+          [](ModelDesc& model, const In<float, 2>& cos, const In<float, 2>& sin) {
+            if (cos.size() != sin.size()) throw nb::value_error("cos and sin differ in size");
+            model.ropes.push_back({{cos.data(), cos.data() + cos.size()},
+                                   {sin.data(), sin.data() + sin.size()},
+                                   static_cast<int>(cos.shape(1))});
+          },
+          "cos"_a, "sin"_a)
+      .def(
+          "add_layer",
+          [](ModelDesc& model, const LayerDesc& layer) { model.layers.push_back(layer); },
+          "layer"_a);
+  nb::class_<RuntimeDesc>(m, "RuntimeDesc")
+      .def(nb::init<>())
+      .def_rw("max_tokens", &RuntimeDesc::max_tokens)
+      .def_rw("max_seqs", &RuntimeDesc::max_seqs)
+      .def_rw("context", &RuntimeDesc::context)
+      .def_rw("threads", &RuntimeDesc::threads)
+      .def_rw("usable_cpus", &RuntimeDesc::usable_cpus)
+      .def_rw("block_size", &RuntimeDesc::block_size)
+      .def_rw("kv_format", &RuntimeDesc::kv_format)
+      .def_rw("kv_blocks", &RuntimeDesc::kv_blocks)
+      .def_rw("isa", &RuntimeDesc::isa);
+}
+
+}  // namespace
+
+void bind_model(nb::module_& m) {
+  bind_weight(m);
+  bind_descriptions(m);
+}

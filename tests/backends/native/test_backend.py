@@ -1,0 +1,159 @@
+"""What a load refuses, resolves and reports."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from octavo.backends.base import RuntimeConfig
+from octavo.backends.native.backend import NativeBackend, load, resolve_isa
+from octavo.backends.native.memory import Budget, choose_context, kv_bytes_per_token, kv_layout
+from octavo.core.errors import ConfigError, FormatError, ResourceError, UnsupportedError
+from octavo.spec.decoder import MoeMlp
+from support.native_models import RandomSource, gemma_like, llama_like, load_native, text_logits
+
+SPEC = llama_like()
+CONFIG = RuntimeConfig(max_tokens=32, max_seqs=2, context=64, threads=1)
+GB = 10**9
+
+
+def test_a_dense_model_is_supported() -> None:
+    assert NativeBackend().supports(SPEC, CONFIG).ok
+
+
+def test_experts_are_refused_with_the_layer_and_a_remedy() -> None:
+    moe = replace(SPEC.layers[1], mlp=MoeMlp(4, 2, 32, True))
+    answer = NativeBackend().supports(replace(SPEC, layers=(SPEC.layers[0], moe)), CONFIG)
+    assert answer.reasons[0].startswith("layer 1: a mixture of experts")
+    with pytest.raises(UnsupportedError, match="reference backend"):
+        load_native(replace(SPEC, layers=(moe,)), CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"threads": 1000}, "threads 1000"),
+        ({"max_tokens": 0}, "max_tokens 0"),
+        ({"block_size": 24}, "block_size 24"),
+        ({"context": 5000}, "1024 positions"),
+    ],
+)
+def test_options_out_of_range_are_named(change: dict[str, int], says: str) -> None:
+    with pytest.raises(UnsupportedError, match=says):
+        load_native(SPEC, replace(CONFIG, **change))  # type: ignore[arg-type]
+
+
+def test_an_odd_head_size_is_refused() -> None:
+    attention = replace(SPEC.layers[0].attention, head_dim=24)
+    spec = replace(SPEC, layers=(replace(SPEC.layers[0], attention=attention),))
+    assert "head_dim 24" in NativeBackend().supports(spec, CONFIG).reasons[0]
+
+
+def test_an_unknown_isa_lists_those_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UnsupportedError, match=r"isa 'sse9'.*generic"):
+        resolve_isa("sse9")
+    monkeypatch.setenv("OCTAVO_ISA", "mmx")
+    with pytest.raises(UnsupportedError, match="OCTAVO_ISA=mmx"):
+        resolve_isa("")
+
+
+def test_the_environment_picks_the_isa(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OCTAVO_ISA", "generic")
+    assert load_native(SPEC, CONFIG).receipt().isa == "generic"
+
+
+def test_keep_must_name_something() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'down'"):
+        load_native(SPEC, replace(CONFIG, format="int4_g32", keep=(("dwn", "bf16"),)))
+    with pytest.raises(FormatError):
+        load_native(SPEC, replace(CONFIG, keep=(("down", "int99"),)))
+
+
+def test_the_receipt_counts_every_byte() -> None:
+    receipt = load_native(SPEC, replace(CONFIG, format="int4_g32")).receipt()
+    narrow, wide = 64 * 9 // 16, 896 // 16  # bytes a row of 64 and 96 inputs; panels end on 64
+    block = (64 + 32 + 32 + 64 + 96 + 96) * narrow + 64 * wide
+    head = 96 * narrow
+    vectors = 4 * 64 * 5
+    assert receipt.packed_bytes == 2 * block + head
+    assert receipt.bytes_per_token == 2 * block + head + vectors
+    assert [use.role for use in receipt.kernels] == ["layers 0-1 q,k,v,o,gate,up,down", "head"]
+    assert sum(use.bytes_per_token for use in receipt.kernels) == 2 * block + head
+    assert receipt.requantized
+
+
+def test_an_untied_embedding_costs_one_row() -> None:
+    spec = replace(SPEC, tied_head=False)
+    tied = load_native(SPEC, CONFIG).receipt()
+    untied = load_native(spec, CONFIG).receipt()
+    assert untied.bytes_per_token == tied.bytes_per_token + 4 * 64
+    assert untied.packed_bytes == tied.packed_bytes + 4 * 64 * 96
+    assert not untied.requantized
+
+
+def test_mixed_formats_stand_on_lines_of_their_own() -> None:
+    config = replace(CONFIG, format="int4_g32", keep=(("head", "int8_g32"), ("layers.1.v", "bf16")))
+    uses = {use.role: use for use in load_native(SPEC, config).receipt().kernels}
+    assert uses["head"].format == "int8_g32"
+    assert uses["layers 1 v"].activations == "abf16"
+    assert uses["layers 0-1 q,k,v,o,gate,up,down"].format == "int4_g32"
+
+
+def test_strict_names_the_slow_parts() -> None:
+    with pytest.raises(UnsupportedError, match=r"strict: no fast kernel on generic for .*down"):
+        load_native(SPEC, replace(CONFIG, format="nf4_g32", strict=True, isa="generic"))
+
+
+def test_resolved_configs_have_no_blanks() -> None:
+    config = load_native(SPEC, RuntimeConfig(format="int4_g32")).config
+    assert config.threads >= 1
+    assert config.context == 1024
+    assert config.kv_tokens == 1024
+    assert (config.activations, config.isa) == ("a8", resolve_isa(""))
+
+
+def test_context_is_what_memory_allows() -> None:
+    per_token = kv_bytes_per_token(kv_layout(SPEC, CONFIG))
+    assert per_token == 2 * 2 * 2 * 16 * 2
+    config = replace(CONFIG, context=0)
+    tight = Budget(packed=GB, available=GB + (64 << 20) + 500 * per_token)
+    context, note = choose_context(SPEC, config, per_token, tight)
+    assert context == 500
+    assert "memory allows" in note
+    assert choose_context(SPEC, config, per_token, Budget(GB, 9 * GB)) == (1024, "")
+
+
+@pytest.mark.parametrize("context", [0, 1024])
+def test_too_little_memory_names_need_have_and_remedy(context: int) -> None:
+    config = replace(CONFIG, context=context)
+    with pytest.raises(ResourceError, match=r"needs 2\.\d+ GB .* 1\.00 GB are available; use a sm"):
+        choose_context(SPEC, config, 1000, Budget(2 * GB, GB))
+
+
+def test_a_large_model_says_that_its_context_is_the_default() -> None:
+    spec = replace(SPEC, max_positions=131072)
+    context, note = choose_context(spec, replace(CONFIG, context=0), 256, Budget(GB, 9 * GB))
+    assert context == 32768
+    assert "of the model's 131072: the default" in note
+
+
+def test_more_threads_than_processors_is_noted() -> None:
+    receipt = load_native(SPEC, replace(CONFIG, threads=200)).receipt()
+    assert any("200 threads" in note for note in receipt.notes)
+
+
+def test_a_vector_that_is_not_finite_is_refused() -> None:
+    spec = gemma_like()
+    source = RandomSource(spec)
+    role = next(r for r in source._tensors if r.part == "q_norm")
+    source._tensors[role].data.view(np.float32)[0] = np.nan
+    with pytest.raises(UnsupportedError, match="layer 0 q_norm"):
+        load(spec, source, CONFIG)
+
+
+def test_the_tied_head_is_packed_once() -> None:
+    executor = load_native(SPEC, replace(CONFIG, format="int8_g32"))
+    assert np.isfinite(text_logits(executor, [1, 2, 3], 3)).all()
+    assert executor.receipt().packed_bytes < 2 * 64 * 96 + 2 * 64 * 480 * 9 // 8 + 64 * 96
