@@ -105,7 +105,8 @@ class LlamaCpp:
     def argmax(self) -> int:
         """The likeliest next token, found by numpy in llama.cpp's own buffer, without a copy."""
         address = ctypes.addressof(self._lib.llama_get_logits_ith(self._ctx, -1).contents)
-        row = np.frombuffer((ctypes.c_float * self.vocab).from_address(address), np.float32)
+        buffer = memoryview((ctypes.c_float * self.vocab).from_address(address))
+        row = np.frombuffer(buffer.cast("B"), np.float32)
         return int(row.argmax())
 
     def read_logits(self, rows: int) -> F32:
