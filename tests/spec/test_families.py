@@ -8,13 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from octavo.core.errors import ConfigError, UnsupportedError
 from octavo.spec.config_reader import ConfigReader
 from octavo.spec.decoder import DecoderSpec, MoeMlp, Role
 from octavo.spec.family import Family
 from octavo.spec.graph import role_shape, roles
+from octavo.spec.rope import cos_sin
 from octavo.spec.table import family_for_gguf, family_for_hf
 from support.tiny_gguf import ARCHITECTURES, CHANGES, gguf_header, gguf_tensors
 from support.tiny_models import FAMILIES, WINDOW, save_tiny, tiny_config, tiny_values
@@ -292,6 +296,59 @@ def test_a_lying_config_gives_one_clear_error(name: str, lie: dict[str, Any], me
     with pytest.raises(ConfigError, match=message) as caught:
         hf({**tiny_values(name), **lie})
     assert str(caught.value).startswith("config.json: ")
+
+
+def test_yarn_reaches_beyond_the_positions_that_the_config_states() -> None:
+    rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+    _, spec, _ = hf(tiny_values("qwen2", rope_parameters={"rope_theta": 1e4, **rope}))
+    assert spec.max_positions == 512
+
+
+odd_values = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-2, 2**33),
+    st.floats(),
+    st.text(max_size=3),
+    st.lists(st.floats(0.5, 2), max_size=9),
+    st.fixed_dictionaries(
+        {
+            "rope_type": st.sampled_from(["linear", "dynamic", "llama3", "yarn", "longrope"]),
+            "factor": st.floats(),
+            "original_max_position_embeddings": st.integers(0, 2**33),
+            "low_freq_factor": st.floats(0, 2),
+            "high_freq_factor": st.floats(0, 8),
+            "beta_fast": st.floats(),
+            "short_factor": st.lists(st.floats(0.5, 2), min_size=8, max_size=8),
+            "long_factor": st.lists(st.floats(0.5, 2), min_size=8, max_size=8),
+        }
+    ),
+)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_config_with_any_odd_value_gives_a_spec_or_a_config_error(name: str) -> None:
+    values = tiny_values(name)
+    tried = {"spec": 0, "error": 0}
+
+    @settings(max_examples=60)
+    @given(st.sampled_from(sorted(set(values) - {"architectures"})), odd_values)
+    def check(key: str, value: object) -> None:
+        tried[outcome({**values, key: value})] += 1
+
+    check()
+    assert min(tried.values()) > 0
+
+
+def outcome(values: dict[str, Any]) -> str:
+    try:
+        _, spec, _ = hf(values)
+    except ConfigError:
+        return "error"
+    for layer in spec.layers[:3]:
+        with np.errstate(all="ignore"):  # absurd but finite factors may overflow fp32
+            cos_sin(layer.attention.rope, [0, 1], spec.max_positions)
+    return "spec"
 
 
 @pytest.mark.parametrize("name", ["MistralForCausalLM", "MixtralForCausalLM"])

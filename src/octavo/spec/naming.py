@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from octavo.spec.decoder import DecoderSpec, MoeMlp, Part, Role
+from octavo.spec.decoder import DecoderSpec, Part, Role
 from octavo.spec.family import TensorRef
 
 _HF_TOP: dict[Part, str] = {
@@ -103,10 +103,6 @@ def unpermuted(spec: DecoderSpec, role: Role, ref: TensorRef) -> TensorRef:
 
 def is_norm(role: Role) -> bool:
     return role.part.endswith("norm")
-
-
-def is_moe(spec: DecoderSpec, layer: int) -> bool:
-    return isinstance(spec.layers[layer].mlp, MoeMlp)
 
 
 class StandardTensors:

@@ -17,7 +17,7 @@ def hf_rope(config: ConfigReader, sizes: Sizes, theta: float = 10000.0) -> RopeS
 
     transformers 4 writes rope_theta and rope_scaling, transformers 5 one rope_parameters.
     """
-    theta = config.float_("rope_theta", theta)
+    theta = config.float_("rope_theta", theta, low=1.0)
     partial = config.float_("partial_rotary_factor", 1.0)
     key = next((k for k in ("rope_parameters", "rope_scaling") if config.given(k)), None)
     config.ignore("rope_parameters", "rope_scaling")
@@ -25,9 +25,9 @@ def hf_rope(config: ConfigReader, sizes: Sizes, theta: float = 10000.0) -> RopeS
         config.ignore("original_max_position_embeddings")
         return RopeSpec(theta, _rotary_dim(config, sizes, partial))
     rope = config.sub(key)
-    theta = rope.float_("rope_theta", theta)
+    theta = rope.float_("rope_theta", theta, low=1.0)
     dim = _rotary_dim(rope, sizes, rope.float_("partial_rotary_factor", partial))
-    original = config.int_or_none("original_max_position_embeddings")
+    original = config.int_or_none("original_max_position_embeddings", low=2)
     return RopeSpec(theta, dim, hf_scaling(rope, sizes.max_positions, original, dim))
 
 
@@ -38,7 +38,7 @@ def hf_layer_rope(nested: ConfigReader, kind: str, theta: float, sizes: Sizes) -
         return RopeSpec(theta, sizes.head_dim)
     rope = nested.sub(kind)
     scaling = hf_scaling(rope, sizes.max_positions, None, sizes.head_dim)
-    return RopeSpec(rope.float_("rope_theta", theta), sizes.head_dim, scaling)
+    return RopeSpec(rope.float_("rope_theta", theta, low=1.0), sizes.head_dim, scaling)
 
 
 def hf_scaling(
@@ -49,7 +49,7 @@ def hf_scaling(
     rope.ignore("type")
     scaling = None
     if kind != "default":
-        base = original or rope.int_("original_max_position_embeddings", max_positions)
+        base = original or rope.int_("original_max_position_embeddings", max_positions, low=2)
         rope.ignore("original_max_position_embeddings")
         scaling = _SCALINGS[kind](rope, base, max_positions)
         _check_factors(rope, scaling, dim)
@@ -113,7 +113,7 @@ _SCALINGS: dict[str, Callable[[ConfigReader, int, int], RopeScaling]] = {
 def gguf_rope(config: ConfigReader, sizes: Sizes) -> RopeSpec:
     """The rope of a GGUF header; llama3 and longrope arrive as tensors of factors."""
     dim = config.int_("rope.dimension_count", sizes.head_dim, high=sizes.head_dim)
-    theta = config.float_("rope.freq_base", 10000.0)
+    theta = config.float_("rope.freq_base", 10000.0, low=1.0)
     kind = config.choice("rope.scaling.type", _GGUF_KINDS, "none")
     original = config.int_("rope.scaling.original_context_length", sizes.max_positions)
     config.ignore("rope.scaling.finetuned")

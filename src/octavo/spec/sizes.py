@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from octavo.spec.config_reader import MAX_LAYERS, ConfigReader
+from octavo.spec.config_reader import MAX_LAYERS, MAX_SIZE, ConfigReader
 from octavo.spec.decoder import Activation, AttentionSpec, DecoderSpec, LayerSpec, RopeSpec
 
 _ACTIVATIONS: dict[str, Activation] = {
@@ -43,9 +43,17 @@ class Sizes:
             hidden=self.hidden,
             layers=layers,
             norm_eps=self.norm_eps,
-            max_positions=self.max_positions,
+            max_positions=max(self.max_positions, *(_yarn_reach(layer) for layer in layers)),
             tied_head=self.tied_head,
         )
+
+
+def _yarn_reach(layer: LayerSpec) -> int:
+    """Positions that yarn stretches the model to; configs keep stating those of before."""
+    scaling = layer.attention.rope.scaling
+    if scaling is None or scaling.kind != "yarn":
+        return 0
+    return min(round(scaling.factor * scaling.original_max_positions), MAX_SIZE)
 
 
 def hf_sizes(config: ConfigReader, tied: bool = False, head_dim: int | None = None) -> Sizes:

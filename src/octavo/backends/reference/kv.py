@@ -60,6 +60,7 @@ class PagedKv:
         self, layout: KvLayout, blocks: tuple[int, ...], dtype: torch.dtype, device: str
     ) -> None:
         self._layout = layout
+        self._batch: StepBatch
         stored = torch.bfloat16 if layout.format == "bf16" else dtype
         self._group_of: dict[int, int] = {}
         self._kv: dict[int, torch.Tensor] = {}
