@@ -1,4 +1,4 @@
-// AVX-512 VNNI with vdpbf16ps: the rows of avx512vnni, and faster ones for bf16.
+// AVX-512 VNNI with vdpbf16ps: the rows of avx512vnni, and a faster one for bf16 weights.
 #include <stddef.h>
 #include <stdint.h>
 
@@ -10,7 +10,38 @@
 #include "kernels/table.h"
 
 namespace octavo {
+namespace {
 
-const KernelTable* table_avx512bf16() { return nullptr; }
+#include "kernels/linear_bf16.inl"
+
+constexpr int kMaxRows = 40;
+
+struct Extended {
+  LinearKernel rows[kMaxRows];
+  KernelTable table;
+};
+
+Extended extend(const KernelTable& base) {
+  Extended e = {};
+  e.table = base;
+  e.table.isa = "avx512bf16";
+  e.rows[0] = {"linear_abf16_bf16_avx512bf16", Act::kBf16, Code::kBf16, false, true, true,
+               linear_bf16};
+  e.table.n_linear = 1 + base.n_linear;
+  for (int i = 0; i < base.n_linear && i + 1 < kMaxRows; ++i) e.rows[i + 1] = base.linear[i];
+  return e;
+}
+
+}  // namespace
+
+const KernelTable* table_avx512bf16() {
+  static const Extended extended = extend(*table_avx512vnni());
+  static const KernelTable table = [] {
+    KernelTable t = extended.table;
+    t.linear = extended.rows;
+    return t;
+  }();
+  return &table;
+}
 
 }  // namespace octavo

@@ -1,0 +1,209 @@
+"""Linear kernels against float64, with the error bound of their own order of operations.
+
+gamma(n) = n u / (1 - n u), u = 2^-24, bounds the relative error of a chain of n roundings.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from octavo._native import testing
+from support.packed_weights import BY_NAME, FORMS, ISAS, Case, Form, a8_group, bf16, make_case
+
+SHAPES = [(16, 32), (40, 96), (33, 40), (16, 320), (97, 192), (5, 256)]
+ROWS = [1, 2, 3, 4, 5, 6, 7, 8, 9, 17]
+ACTS = ["a8", "abf16", "a32"]
+
+
+def gamma(n: int) -> float:
+    return n * 2.0**-24 / (1 - n * 2.0**-24)
+
+
+def activations(m: int, k: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((m, k)).astype(np.float32)
+
+
+def fits(form: Form, k: int) -> bool:
+    return form.group in (0, 16) or form.group >= k or (k % 32 == 0 and k % form.group == 0)
+
+
+def serves(form: Form, act: str) -> bool:
+    return not (act == "a8" and (form.levels or form.code in ("bf16", "f32")))
+
+
+def quantized(x: np.ndarray, form: Form) -> tuple[np.ndarray, np.ndarray]:
+    """Codes and scales, repeated over the inputs: [m, k] each, as docs/numerics.md has them."""
+    m, k = x.shape
+    size = a8_group(form, k)
+    padded = np.zeros((m, -(-k // size) * size), np.float32)
+    padded[:, :k] = x
+    grouped = padded.reshape(m, -1, size)
+    peak = np.abs(grouped).max(-1, keepdims=True)
+    live = peak >= np.float32(2.0**-118)
+    inverse = np.divide(np.float32(127), peak, out=np.zeros_like(peak), where=live)
+    scale = np.where(live, peak / np.float32(127), np.float32(0))
+    codes = np.rint(grouped * inverse)
+    return codes.reshape(m, -1)[:, :k], np.repeat(scale[..., 0], size, 1)[:, :k]
+
+
+def expected_a8(case: Case, form: Form, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The value in float64, and the bound on the kernel's error.
+
+    Each step rounds s * sa and the fma, for products and for offsets: at most 2 steps + 1 roundings
+    on any term.
+    """
+    q, sa = quantized(x, form)
+    rows = (q * sa.astype(np.float64)).T
+    y = case.products.astype(np.float64) @ rows + case.offsets.astype(np.float64) @ rows
+    k = x.shape[1]
+    groups = [slice(i, min(i + case.step, k)) for i in range(0, k, case.step)]
+    size = sum(
+        np.abs(case.products[:, g].astype(np.float64) @ rows[g])
+        + np.abs(case.offsets[:, g].astype(np.float64) @ rows[g])
+        for g in groups
+    )
+    return y.T, (gamma(4 * len(groups) + 4) * size + slack(case, rows)).T
+
+
+def slack(case: Case, rows: np.ndarray) -> np.ndarray:
+    """`products` holds fl(s * v), the kernel uses s * v exactly: one rounding of each term."""
+    return gamma(1) * (np.abs(case.products).astype(np.float64) @ np.abs(rows))
+
+
+def expected_float(case: Case, x: np.ndarray, act: str) -> tuple[np.ndarray, np.ndarray]:
+    w = bf16(case.dense) if act == "abf16" else case.dense
+    v = bf16(x) if act == "abf16" else x
+    size = np.abs(v).astype(np.float64) @ np.abs(w).astype(np.float64).T
+    return v.astype(np.float64) @ w.astype(np.float64).T, gamma(x.shape[1] + 1) * size
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("form", FORMS, ids=lambda f: f.name)
+@pytest.mark.parametrize("act", ACTS)
+def test_equals_float64_within_its_own_roundings(isa: str, form: Form, act: str) -> None:
+    if not serves(form, act):
+        pytest.skip("not an integer format")
+    for i, (n, k) in enumerate(SHAPES):
+        if not fits(form, k):
+            continue
+        case = make_case(form, n, k, seed=i)
+        x = activations(3, k, seed=100 + i)
+        kernel = testing.selected(isa, case.packed, act)
+        y = testing.linear(isa, kernel, case.packed, x, 0, case.packed.panels)[:, :n]
+        want, bound = expected_a8(case, form, x) if act == "a8" else expected_float(case, x, act)
+        assert (np.abs(y - want) <= bound).all(), (kernel, n, k)
+
+
+@pytest.mark.parametrize("isa", [i for i in ISAS if i != "generic"])
+@pytest.mark.parametrize("form", FORMS, ids=lambda f: f.name)
+@pytest.mark.parametrize("act", ACTS)
+def test_every_isa_gives_the_generic_bits(isa: str, form: Form, act: str) -> None:
+    if not serves(form, act):
+        pytest.skip("not an integer format")
+    rounding = {name: own for name, _, _, _, _, own in testing.rows(isa)}
+    for i, (n, k) in enumerate(SHAPES):
+        if not fits(form, k):
+            continue
+        case = make_case(form, n, k, seed=i)
+        kernel = testing.selected(isa, case.packed, act)
+        if rounding[kernel]:
+            continue
+        plain = testing.selected("generic", case.packed, act)
+        for m in (1, 9):
+            x = activations(m, k, seed=m)
+            a = testing.linear(isa, kernel, case.packed, x, 0, case.packed.panels)
+            b = testing.linear("generic", plain, case.packed, x, 0, case.packed.panels)
+            np.testing.assert_array_equal(a.view(np.uint32), b.view(np.uint32))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("form", FORMS, ids=lambda f: f.name)
+@pytest.mark.parametrize("act", ACTS)
+def test_a_row_does_not_depend_on_its_batch(isa: str, form: Form, act: str) -> None:
+    if not serves(form, act):
+        pytest.skip("not an integer format")
+    n, k = 97, 128
+    case = make_case(form, n, k, seed=7)
+    kernel, panels = testing.selected(isa, case.packed, act), case.packed.panels
+    x = activations(17 if isa == "generic" else 64, k, seed=8)
+    alone = np.concatenate([testing.linear(isa, kernel, case.packed, r[None], 0, panels) for r in x])
+    for m in [*ROWS, len(x)]:
+        together = testing.linear(isa, kernel, case.packed, x[:m], 0, panels)
+        np.testing.assert_array_equal(together.view(np.uint32), alone[:m].view(np.uint32))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", ["q4_0", "q6_k", "iq4_nl", "q8_0", "bf16", "f32"])
+@pytest.mark.parametrize("act", ACTS)
+def test_a_range_of_panels_gives_the_same_bits_and_writes_nothing_else(
+    isa: str, name: str, act: str
+) -> None:
+    form = BY_NAME[name]
+    if not serves(form, act):
+        pytest.skip("not an integer format")
+    case = make_case(form, 150, 96, seed=3)
+    kernel, panels = testing.selected(isa, case.packed, act), case.packed.panels
+    for m in (1, 6, 9):
+        x = activations(m, 96, seed=m)
+        whole = testing.linear(isa, kernel, case.packed, x, 0, panels)
+        for p0, p1 in [(0, 1), (1, 4), (3, 8), (9, 10), (2, 2), (5, 10)]:
+            part = testing.linear(isa, kernel, case.packed, x, p0, p1)
+            want = np.ascontiguousarray(whole[:, 16 * p0 : 16 * p1])
+            np.testing.assert_array_equal(part.view(np.uint32), want.view(np.uint32))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_extreme_codes_do_not_saturate(isa: str) -> None:
+    """The largest code times the largest activation, everywhere: the sums of 16 bits would wrap."""
+    for form, code in [(BY_NAME["q8_0"], 255), (BY_NAME["q8_0"], 0), (BY_NAME["q4_0"], 15)]:
+        packed = testing.packed(16, 64, form.code, 32, form.zero)
+        ones = np.ones((16, 2), np.float32)
+        packed.pack_affine(0, np.full((16, 64), code, np.uint8), ones)
+        for sign in (1, -1):
+            x = np.full((1, 64), sign, np.float32)
+            y = testing.linear(isa, testing.selected(isa, packed, "a8"), packed, x, 0, 1)
+            exact = sign * 64 * (code - form.zero)
+            assert np.abs(y - exact).max() <= gamma(6) * abs(exact)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_padding_of_inputs_is_nothing(isa: str) -> None:
+    """Weights 33..64 of each row don't exist: what stands in their place must not count."""
+    case = make_case(BY_NAME["int8_channel"], 16, 33, seed=1)
+    x = activations(2, 33, seed=2)
+    for act in ACTS:
+        y = testing.linear(isa, testing.selected(isa, case.packed, act), case.packed, x, 0, 1)
+        assert np.isfinite(y).all()
+        want = x.astype(np.float64) @ case.dense.T.astype(np.float64)
+        coarse = {"a8": 1 / 100, "abf16": 1 / 100, "a32": gamma(40)}[act]
+        size = np.abs(x) @ np.abs(case.dense.T)
+        assert (np.abs(y[:, :16] - want) <= coarse * size).all()
+
+
+def test_kernel_names_follow_the_grammar_and_are_unique() -> None:
+    for isa in ISAS:
+        names = [row[0] for row in testing.rows(isa)]
+        assert len(set(names)) == len(names)
+        for name in names:
+            head, act, what, own = name.split("_")
+            assert head == "linear"
+            assert act in ACTS
+            assert what in ("w4", "w8", "bf16", "f32", "lut4", "lut8")
+            assert own in ISAS
+
+
+def test_fast_rows_come_first_and_a_float_codebook_has_no_a8() -> None:
+    case = make_case(BY_NAME["nf4"], 16, 64, seed=0)
+    for isa in ISAS:
+        assert testing.selected(isa, case.packed, "a8") == ""
+        fast = {name: quick for name, _, _, _, quick, _ in testing.rows(isa)}
+        if isa.startswith("avx512"):
+            for name in ("q4_0", "q8_0", "iq4_nl"):
+                packed = make_case(BY_NAME[name], 16, 64, seed=0).packed
+                assert fast[testing.selected(isa, packed, "a8")]
+
+
+def test_unknown_isa_names_the_list() -> None:
+    with pytest.raises(ValueError, match="generic, avx2, avx512vnni, avx512bf16"):
+        testing.isa_of("sse9")
+    assert testing.isa_of("") == ISAS[-1]

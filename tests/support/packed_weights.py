@@ -1,0 +1,129 @@
+"""Random weights in every packed form, with the fp32 matrix that each stands for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from octavo._native import testing
+
+F32 = npt.NDArray[np.float32]
+ISAS: list[str] = testing.isas()
+IQ4 = np.array(
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How a weight is packed. group 0: one scale a row."""
+
+    name: str
+    code: str
+    group: int = 0
+    zero: int = 0
+    scale_f32: bool = False
+    offset: bool = False
+    levels8: bool = False
+    levels: bool = False
+
+
+FORMS = [
+    Form("q4_0", "nibble", 32, 8),
+    Form("q4_1", "nibble", 32, 0, offset=True),
+    Form("q4_g64", "nibble", 64, 8),
+    Form("q4_g128_offset", "nibble", 128, 8, True, offset=True),
+    Form("q3_k", "nibble", 16, 4, True),
+    Form("q2_k", "nibble", 16, 0, True, offset=True),
+    Form("int4_channel", "nibble", 0, 8),
+    Form("iq4_nl", "nibble", 32, levels8=True),
+    Form("iq4_xs_g16", "nibble", 16, 0, True, levels8=True),
+    Form("nf4", "nibble", 64, 0, True, levels=True),
+    Form("q8_0", "byte", 32, 128),
+    Form("q6_k", "byte", 16, 32, True),
+    Form("q5_k", "byte", 32, 0, True, offset=True),
+    Form("int8_channel", "byte", 0, 128, True),
+    Form("int8_g64", "byte", 64, 128),
+    Form("lut8", "byte", 32, 0, levels8=True),
+    Form("fp8", "byte", 0, 0, True, levels=True),
+    Form("bf16", "bf16"),
+    Form("f32", "f32"),
+]
+BY_NAME = {form.name: form for form in FORMS}
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    packed: Any
+    dense: F32  # [n, k], the value of every weight
+    products: F32  # [n, k]: the scaled integer part, without offsets
+    offsets: F32  # [n, k]
+    step: int  # inputs of one exact integer sum
+
+
+def bf16(x: F32) -> F32:
+    """Rounded to bf16, half to even, as fp32 (finite values)."""
+    u = np.ascontiguousarray(x).view(np.uint32).astype(np.uint64)
+    return (((u + 0x7FFF + ((u >> 16) & 1)) >> 16) << 16).astype(np.uint32).view(np.float32)
+
+
+def pad_to(k: int, unit: int) -> int:
+    return (k + unit - 1) // unit * unit
+
+
+def a8_group(form: Form, k: int) -> int:
+    """Inputs of one activation scale (core/types.h)."""
+    wide = form.group == 0 or form.group % 64 == 0 or form.group >= k
+    return 64 if wide and pad_to(k, 32) % 64 == 0 else 32
+
+
+def levels_of(form: Form, rng: np.random.Generator) -> npt.NDArray[np.generic] | None:
+    size = 16 if form.code == "nibble" else 256
+    if form.levels8:
+        return IQ4 if size == 16 else rng.integers(-128, 128, size).astype(np.int8)
+    if form.levels:
+        return np.sort(rng.standard_normal(size)).astype(np.float32)
+    return None
+
+
+def float_case(form: Form, n: int, k: int, rng: np.random.Generator) -> Case:
+    dense = rng.standard_normal((n, k)).astype(np.float32)
+    if form.code == "bf16":
+        dense = bf16(dense)
+    packed = testing.packed(n, k, form.code)
+    packed.pack_f32(0, dense)
+    return Case(packed, dense, dense, np.zeros_like(dense), k)
+
+
+def make_case(form: Form, n: int, k: int, seed: int) -> Case:
+    rng = np.random.default_rng(seed)
+    if form.code in ("bf16", "f32"):
+        return float_case(form, n, k, rng)
+    group = form.group if 0 < form.group < k else k
+    groups = -(-k // group)
+    codes = rng.integers(0, 16 if form.code == "nibble" else 256, (n, k)).astype(np.uint8)
+    scales = (rng.standard_normal((n, groups)) / 64).astype(np.float16).astype(np.float32)
+    if form.scale_f32:
+        scales *= np.float32(1.0003)
+    offsets = rng.standard_normal((n, groups)).astype(np.float16).astype(np.float32)
+    levels = levels_of(form, rng)
+    packed = testing.packed(
+        n,
+        k,
+        form.code,
+        form.group or k,
+        form.zero,
+        form.scale_f32,
+        form.offset,
+        levels if form.levels8 else None,
+        levels if form.levels else None,
+    )
+    packed.pack_affine(0, codes, scales, offsets if form.offset else None)
+    value = codes.astype(np.float32) - form.zero if levels is None else levels[codes]
+    wide = np.repeat(scales, group, 1)[:, :k]
+    extra = np.repeat(offsets, group, 1)[:, :k] if form.offset else np.zeros((n, k), np.float32)
+    products = wide * value.astype(np.float32)
+    step = min(group, a8_group(form, k))
+    return Case(packed, products + extra if form.offset else products, products, extra, step)
