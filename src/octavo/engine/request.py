@@ -2,10 +2,67 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
+
+from octavo.core.errors import RequestError
 
 FinishReason = Literal["stop", "length", "abort", "error"]
+
+MAX_LOGPROBS = 20  # alternatives that a request may ask for
+MAX_CHOICES = 128  # answers to one prompt
+
+
+class _Range(NamedTuple):
+    """Bounds of a field, both included unless `open_low`."""
+
+    field: str
+    low: float
+    high: float
+    whole: bool = False
+    open_low: bool = False
+
+    def __str__(self) -> str:
+        kind = "an integer" if self.whole else "a number"
+        if self.high == math.inf:
+            return f"{kind} {'above' if self.open_low else 'of at least'} {self.low}"
+        return f"{kind} in {'(' if self.open_low else '['}{self.low}, {self.high}]"
+
+    def admits(self, value: object) -> bool:
+        kinds = (int,) if self.whole else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value):
+            return False
+        above = value > self.low if self.open_low else value >= self.low
+        return above and value <= self.high
+
+
+_RANGES = (
+    _Range("max_tokens", 1, math.inf, whole=True),
+    _Range("temperature", 0, math.inf),
+    _Range("top_k", 0, 2**31 - 1, whole=True),
+    _Range("top_p", 0, 1, open_low=True),
+    _Range("min_p", 0, 1),
+    _Range("repetition_penalty", 0, math.inf, open_low=True),
+    _Range("presence_penalty", -2, 2),
+    _Range("frequency_penalty", -2, 2),
+    _Range("n", 1, MAX_CHOICES, whole=True),
+    _Range("min_tokens", 0, math.inf, whole=True),
+)
+_SEED = _Range("seed", 0, 2**64 - 1, whole=True)
+_LOGPROBS = _Range("logprobs", 0, MAX_LOGPROBS, whole=True)
+_BIAS = _Range("logit_bias", -100, 100)
+_TOKEN = _Range("stop_token_ids", 0, 2**31 - 1, whole=True)
+
+
+def _check_range(bounds: _Range, value: object) -> None:
+    if not bounds.admits(value):
+        raise RequestError(f"{bounds.field} must be {bounds}, got {value!r}", param=bounds.field)
+
+
+def _check_tuple(field_name: str, value: object, of: str) -> None:
+    if not isinstance(value, tuple):
+        raise RequestError(f"{field_name} must be a tuple of {of}, got {value!r}", param=field_name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +94,53 @@ class SamplingParams:
     ignore_eos: bool = False
     min_tokens: int = 0
 
-    # __post_init__ with the range checks: engine's owner
+    def __post_init__(self) -> None:
+        for bounds in _RANGES:
+            _check_range(bounds, getattr(self, bounds.field))
+        if self.seed is not None:
+            _check_range(_SEED, self.seed)
+        if self.logprobs is not None:
+            _check_range(_LOGPROBS, self.logprobs)
+        if self.min_tokens > self.max_tokens:
+            raise RequestError(
+                f"min_tokens ({self.min_tokens}) is more than max_tokens ({self.max_tokens})",
+                param="min_tokens",
+            )
+        self._check_stops()
+        self._check_bias()
+
+    def _check_stops(self) -> None:
+        _check_tuple("stop", self.stop, "strings")
+        for text in self.stop:
+            if not isinstance(text, str) or not text:
+                raise RequestError(f"stop needs non-empty strings, got {text!r}", param="stop")
+        _check_tuple("stop_token_ids", self.stop_token_ids, "token ids")
+        for token in self.stop_token_ids:
+            _check_range(_TOKEN, token)
+
+    def _check_bias(self) -> None:
+        _check_tuple("logit_bias", self.logit_bias, "(token id, bias) pairs")
+        seen: set[int] = set()
+        for pair in self.logit_bias:
+            _check_tuple("logit_bias", pair, "(token id, bias) pairs")
+            if len(pair) != 2 or not _TOKEN.admits(pair[0]) or not _BIAS.admits(pair[1]):
+                raise RequestError(
+                    f"logit_bias needs pairs of a token id and a number in [-100, 100],"
+                    f" got {pair!r}",
+                    param="logit_bias",
+                )
+            if pair[0] in seen:
+                raise RequestError(f"logit_bias names token {pair[0]} twice", param="logit_bias")
+            seen.add(pair[0])
+
+    @property
+    def penalized(self) -> bool:
+        """Whether token counts are needed."""
+        return (
+            self.repetition_penalty != 1.0
+            or self.presence_penalty != 0.0
+            or self.frequency_penalty != 0.0
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +152,23 @@ class Request:
     params: SamplingParams
     eos: tuple[int, ...] = ()
     priority: int = 0
+
+    def __post_init__(self) -> None:
+        _check_tuple("prompt", self.prompt, "token ids")
+        if not self.prompt:
+            raise RequestError("the prompt is empty; give at least one token", param="prompt")
+        if self.priority != 0:
+            raise RequestError(
+                f"priority must be 0 (requests are served in order of arrival),"
+                f" got {self.priority}",
+                param="priority",
+            )
+
+    @property
+    def stops(self) -> frozenset[int]:
+        """Tokens that end the answer."""
+        eos = () if self.params.ignore_eos else self.eos
+        return frozenset((*eos, *self.params.stop_token_ids))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +182,11 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What a step brought to one choice of a request."""
+    """What a step brought to one choice of a request.
+
+    A stop token that ended the answer is the last of `tokens`, and `stop_reason`. prompt_logprobs
+    are those of prompt[1:], in order, over as many steps as the prefill takes; choice 0 has them.
+    """
 
     request_id: str
     choice: int

@@ -38,9 +38,11 @@ class Family(Protocol):
     def from_hf(self, config: ConfigReader) -> DecoderSpec: ...
 
     def from_gguf(self, config: ConfigReader) -> DecoderSpec:
-        """`config` serves the header's keys with the architecture prefix removed, plus
-        "vocab_size" and "rope_factors" (the content of rope_freqs.weight, when present),
-        "tied_head" and "qk_norm" / "qkv_bias" facts read off the tensor list."""
+        """`config` serves the header's keys with the architecture prefix removed, plus facts read
+        off the tensors: "vocab_size" (rows of token_embd), "tied_head" (no output.weight),
+        "qkv_bias", "out_bias", "mlp_bias", "qk_norm" (bools), and when present the contents of
+        rope_freqs.weight, rope_factors_short.weight and rope_factors_long.weight as "rope_factors",
+        "rope_factors_short" and "rope_factors_long" (lists of floats)."""
 
     def hf_tensor(self, spec: DecoderSpec, role: Role) -> TensorRef: ...
 

@@ -1,0 +1,63 @@
+# Octavo's front door for people who build it. `make demo` and `make test` set themselves up.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Torch is a test oracle only. Install a CPU build first if your index serves CUDA builds by default.
+TORCH ?= torch==2.13.0
+DEMO_PROMPT ?= Why is the sky blue? Answer in two sentences.
+
+.PHONY: demo test lint unit native fuzz accept wheel clean
+
+demo: $(VENV)/.runtime
+	$(BIN)/octavo run smollm2-135m "$(DEMO_PROMPT)"
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+SOURCES := $(shell find src native -type f -name '*.py' -o -type f -name '*.cc' -o -type f -name '*.h' -o -type f -name '*.inl')
+
+$(VENV)/.runtime: pyproject.toml CMakeLists.txt $(SOURCES) | $(BIN)/python
+	$(PIP) install -q .
+	touch $@
+
+# Everything for development. Build tools live in the environment, so that a rebuild is incremental.
+$(VENV)/.tools: pyproject.toml | $(BIN)/python
+	$(PIP) install -q "$(TORCH)"
+	$(PIP) install -q "scikit-build-core>=0.10" "nanobind>=2.4" cmake ninja
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.tools pyproject.toml CMakeLists.txt $(SOURCES)
+	$(PIP) install -q --no-build-isolation ".[dev,lint]"
+	touch $@ $(VENV)/.runtime
+
+test: lint unit
+
+unit: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check src tests benchmarks scripts examples
+	$(BIN)/ruff format --check src tests benchmarks scripts examples
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python scripts/check_style.py
+	find native -name '*.cc' -o -name '*.h' -o -name '*.inl' | xargs $(BIN)/clang-format --dry-run --Werror
+
+# The extension alone, into src/, for work without installing (PYTHONPATH=src).
+native: $(VENV)/.tools
+	cmake -S . -B build/dev -G Ninja -DPython_EXECUTABLE=$(abspath $(BIN)/python) -DCMAKE_BUILD_TYPE=Release
+	cmake --build build/dev
+	cp build/dev/_native*.so src/octavo/
+
+fuzz: $(VENV)/.dev
+	$(BIN)/python scripts/fuzz.py --cases 100000
+
+accept: $(VENV)/.dev
+	$(BIN)/python scripts/accept.py
+
+wheel: $(BIN)/python
+	$(BIN)/python scripts/build_wheel.py
+
+clean:
+	rm -rf build dist $(VENV)

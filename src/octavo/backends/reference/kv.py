@@ -1,0 +1,114 @@
+"""Where the reference keeps keys and values: dense for one sequence, paged for the executor."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from octavo.backends.base import KvFormat, KvLayout, StepBatch
+from octavo.backends.reference.attention import attend
+from octavo.backends.reference.rounding import round_bf16
+from octavo.spec.decoder import AttentionSpec
+
+
+class KvStore(Protocol):
+    """Takes the keys and values of a step's rows and answers their queries."""
+
+    def attend(
+        self, layer: int, spec: AttentionSpec, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> torch.Tensor:
+        """q [rows, heads, head_dim], k and v [rows, kv_heads, head_dim]; q's shape comes back.
+
+        Keys are rotated already. What a query reads of this step's own rows is what was stored.
+        """
+
+
+class DenseKv:
+    """One sequence whose keys and values grow; gradients flow through them."""
+
+    def __init__(self, layers: int, format: KvFormat) -> None:
+        self._format = format
+        self._kv: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * layers
+
+    def __len__(self) -> int:
+        """Tokens stored."""
+        first = self._kv[0]
+        return 0 if first is None else first[0].shape[0]
+
+    def attend(
+        self, layer: int, spec: AttentionSpec, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> torch.Tensor:
+        if self._format == "bf16":
+            k, v = round_bf16(k), round_bf16(v)
+        before = self._kv[layer]
+        if before is not None:
+            k, v = torch.cat([before[0], k]), torch.cat([before[1], v])
+        self._kv[layer] = (k, v)
+        at = torch.arange(k.shape[0], device=k.device)
+        return attend(spec, q, k, v, at[-q.shape[0] :], at)
+
+
+class PagedKv:
+    """Blocks per layer, [blocks, block_size, kv_heads, head_dim] for K and for V.
+
+    `bind` names the batch whose tables the following `attend` calls go through.
+    """
+
+    def __init__(
+        self, layout: KvLayout, blocks: tuple[int, ...], dtype: torch.dtype, device: str
+    ) -> None:
+        self._layout = layout
+        stored = torch.bfloat16 if layout.format == "bf16" else dtype
+        self._group_of: dict[int, int] = {}
+        self._kv: dict[int, torch.Tensor] = {}
+        for index, group in enumerate(layout.groups):
+            shape = (2, blocks[index], layout.block_size, group.kv_heads, group.head_dim)
+            for layer in group.layers:
+                self._group_of[layer] = index
+                self._kv[layer] = torch.zeros(shape, dtype=stored, device=device)
+
+    def bind(self, batch: StepBatch) -> None:
+        self._batch = batch
+
+    def copy(self, group: int, source: int, target: int) -> None:
+        """Copies one block of every layer of the group."""
+        for layer in self._layout.groups[group].layers:
+            self._kv[layer][:, target] = self._kv[layer][:, source]
+
+    def attend(
+        self, layer: int, spec: AttentionSpec, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> torch.Tensor:
+        starts = self._batch.row_start
+        answers = []
+        for sequence in range(self._batch.n_seqs):
+            rows = slice(int(starts[sequence]), int(starts[sequence + 1]))
+            at = torch.from_numpy(self._batch.position[rows].astype("int64")).to(q.device)
+            table = self._batch.block_table[self._group_of[layer], sequence]
+            blocks = torch.from_numpy(table.astype("int64")).to(q.device)
+            self._write(layer, blocks, at, k[rows], v[rows])
+            answers.append(self._read(layer, spec, blocks, q[rows], at))
+        return torch.cat(answers)
+
+    def _write(
+        self, layer: int, blocks: torch.Tensor, at: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> None:
+        size, kv = self._layout.block_size, self._kv[layer]
+        kv[:, blocks[at // size], at % size] = torch.stack([k, v]).to(kv.dtype)
+
+    def _read(
+        self,
+        layer: int,
+        spec: AttentionSpec,
+        blocks: torch.Tensor,
+        q: torch.Tensor,
+        at: torch.Tensor,
+    ) -> torch.Tensor:
+        """Keys of absent blocks are left out: only a window's blocks may be absent."""
+        size = self._layout.block_size
+        used = blocks[: int(at.max()) // size + 1]
+        present = torch.nonzero(used >= 0)[:, 0]
+        offsets = torch.arange(size, device=q.device)
+        positions = (present[:, None] * size + offsets).flatten()
+        kv = self._kv[layer][:, used[present]].flatten(1, 2).to(q.dtype)
+        return attend(spec, q, kv[0], kv[1], at, positions)

@@ -1,0 +1,63 @@
+"""Weights of the reference: every role dequantized, or requantized when that is asked for."""
+
+from __future__ import annotations
+
+import torch
+
+from octavo.backends.reference.options import ActivationRule, ReferenceOptions, activation_rule
+from octavo.core.errors import ModelFileError
+from octavo.formats.number_format import NumberFormat
+from octavo.formats.rtn import fake_quantize
+from octavo.io.weights import WeightSource
+from octavo.spec.decoder import DecoderSpec, Role
+from octavo.spec.graph import head_role, linear_roles, role_shape, roles
+
+Weights = dict[Role, torch.Tensor]
+Formats = dict[Role, NumberFormat]
+
+
+def load_weights(
+    source: WeightSource, spec: DecoderSpec, options: ReferenceOptions
+) -> tuple[Weights, Formats]:
+    """Tensors of the options' dtype and device, and the number format of each."""
+    weights: Weights = {}
+    formats: Formats = {}
+    coded = {Role("embed"), *linear_roles(spec)}  # what a format means; norms stay fp32
+    for role in roles(spec):
+        wanted = _wanted(role, head_role(spec), options) if role in coded else "source"
+        tensor, formats[role] = _load(source, spec, role, wanted, options.device)
+        weights[role] = tensor.to(options.torch_dtype)
+    return weights, formats
+
+
+def activation_rules(
+    spec: DecoderSpec, formats: Formats, options: ReferenceOptions
+) -> dict[Role, ActivationRule]:
+    """The rounding before each linear role. Routers, which decide discretely, get none."""
+    return {
+        role: activation_rule(formats[role], role_shape(spec, role)[-1], options.activations)
+        for role in linear_roles(spec)
+    }
+
+
+def _load(
+    source: WeightSource, spec: DecoderSpec, role: Role, wanted: str, device: str
+) -> tuple[torch.Tensor, NumberFormat]:
+    view, expected = source.tensor(role), role_shape(spec, role)
+    if tuple(view.shape) != expected:
+        raise ModelFileError(
+            f"{source.describe()}: {role} has shape {list(view.shape)}, "
+            f"the config implies {list(expected)}"
+        )
+    tensor = torch.tensor(view.float32(), device=device)
+    view.drop()
+    if wanted == "source":
+        return tensor, view.format
+    target = NumberFormat.parse(wanted)
+    return fake_quantize(tensor, target, torch), target
+
+
+def _wanted(role: Role, head: Role, options: ReferenceOptions) -> str:
+    """Format asked for a role. A tied head is the embedding: `keep` may use either name."""
+    names = (role.part, "head") if role == head else (role.part,)
+    return next((kept for part, kept in options.keep if part in names), options.format)

@@ -1,0 +1,146 @@
+"""`octavo bench`: prefill and decode speed in llama-bench's table, and the memory's own speed."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from typing import TYPE_CHECKING
+
+import click
+
+from octavo.cli.options import json_option, runtime_config, runtime_options
+from octavo.cli.output import emit_json, human_binary, human_decimal, markdown_table
+
+if TYPE_CHECKING:
+    from octavo.backends.base import Receipt, RuntimeConfig
+    from octavo.evals.throughput import BenchResult, SpeedTest
+    from octavo.spec.decoder import DecoderSpec
+
+HEADER = ("model", "size", "params", "backend", "threads", "test", "t/s")
+
+
+@click.command()
+@click.argument("model")
+@click.option("-p", "prompt", type=click.IntRange(0, 1 << 20), default=512, help="Prompt tokens.")
+@click.option("-n", "count", type=click.IntRange(0, 1 << 20), default=128, help="Tokens to decode.")
+@click.option("-d", "depth", type=click.IntRange(0, 1 << 20), default=0, help="Context before.")
+@click.option("-r", "repetitions", type=click.IntRange(1, 1000), default=5, help="Repetitions.")
+@click.option("-t", "threads", type=click.IntRange(0, 1024), default=0, help="Same as --threads.")
+@runtime_options
+@json_option
+def command(
+    model: str,
+    prompt: int,
+    count: int,
+    depth: int,
+    repetitions: int,
+    threads: int,
+    as_json: bool,
+) -> None:
+    """Measure prefill and decode speed against the speed of the memory.
+
+    Prints llama-bench's table (mean ± standard deviation). pp N: a prompt of N random tokens.
+    tg N: N greedy single-token steps. Between the repetitions a buffer as large as what a token
+    reads is read by as many threads: that speed is the roof over decoding.
+    """
+    from octavo.api import LLM
+
+    from octavo.evals.throughput import measure, speed_tests
+
+    wanted = speed_tests(prompt, count, depth)
+    config = _config(runtime_config(), threads, wanted)
+    with LLM(model, format=config.format, config=config) as llm:
+        receipt = llm.receipt()
+        result = measure(llm.executor, wanted, repetitions)
+        if as_json:
+            emit_json(_as_json(model, llm.spec, receipt, result))
+        else:
+            click.echo(_table(model, llm.spec, receipt, result))
+            click.echo("\n" + _roof_line(receipt, result))
+
+
+def _config(config: RuntimeConfig, threads: int, wanted: tuple[SpeedTest, ...]) -> RuntimeConfig:
+    """One sequence, with a context that just holds the longest test unless told otherwise."""
+    context = config.context or max(test.depth + test.tokens for test in wanted)
+    return dataclasses.replace(
+        config, context=context, max_seqs=1, threads=threads or config.threads
+    )
+
+
+def _table(model: str, spec: DecoderSpec, receipt: Receipt, result: BenchResult) -> str:
+    rows = [
+        (
+            f"{model} {_format(receipt)}",
+            human_binary(receipt.packed_bytes),
+            f"{parameters(spec) / 1e6:.2f} M",
+            f"{receipt.backend} {receipt.isa}",
+            str(receipt.threads),
+            speed.test,
+            f"{speed.mean:.2f} ± {speed.deviation:.2f}",
+        )
+        for speed in result.speeds
+    ]
+    return markdown_table(HEADER, rows, ("left",) + ("right",) * 2 + ("left",) + ("right",) * 3)
+
+
+def _format(receipt: Receipt) -> str:
+    """The format that most of the bytes have."""
+    sizes: dict[str, int] = {}
+    for use in receipt.kernels:
+        sizes[use.format] = sizes.get(use.format, 0) + use.bytes_per_token
+    return max(sizes, key=lambda name: sizes[name], default="")
+
+
+def parameters(spec: DecoderSpec) -> int:
+    """Weights of the model, a tied embedding counted once."""
+    from math import prod
+
+    from octavo.spec.graph import role_shape, roles
+
+    return sum(prod(role_shape(spec, role)) for role in roles(spec))
+
+
+def decode_share(receipt: Receipt, result: BenchResult) -> tuple[float, float, float] | None:
+    """(bytes per second of decoding, of the probe, their ratio), medians; None without tg."""
+    found = [speed for speed in result.speeds if speed.test.startswith("tg")]
+    if not found:
+        return None
+    reached = statistics.median(found[0].samples) * receipt.bytes_per_token
+    roof = statistics.median(probe.bytes_per_second for probe in result.bandwidth)
+    return reached, roof, reached / roof
+
+
+def _roof_line(receipt: Receipt, result: BenchResult) -> str:
+    share = decode_share(receipt, result)
+    size = human_decimal(receipt.bytes_per_token)
+    probe = result.bandwidth[0]
+    if share is None:
+        roof = statistics.median(b.bytes_per_second for b in result.bandwidth)
+        return f"memory read: {roof / 1e9:.1f} GB/s ({probe.probe} probe, buffer of {size})"
+    reached, roof, ratio = share
+    return (
+        f"decode reads {size}/token: {reached / 1e9:.1f} GB/s, {ratio:.0%} of the "
+        f"{roof / 1e9:.1f} GB/s that {probe.threads} threads read in the same run "
+        f"({probe.probe} probe, cyclic buffer of {size})"
+    )
+
+
+def _as_json(model: str, spec: DecoderSpec, receipt: Receipt, result: BenchResult) -> object:
+    share = decode_share(receipt, result)
+    return {
+        "model": model,
+        "parameters": parameters(spec),
+        "receipt": receipt,
+        "tests": [
+            {
+                "test": speed.test,
+                "tokens_per_second": speed.mean,
+                "deviation": speed.deviation,
+                "samples": list(speed.samples),
+            }
+            for speed in result.speeds
+        ],
+        "bandwidth": list(result.bandwidth),
+        "decode_bytes_per_second": share and share[0],
+        "bandwidth_share": share and share[2],
+    }

@@ -1,0 +1,117 @@
+"""The `octavo` command: names and one-line helps here, everything else on first use.
+
+`octavo --help` imports click and this file only. `main` turns every error into one line on stderr
+(and a JSON object on stdout when `--json` was given): exit status 2 for what the user can mend, 1
+for our own failures, 130 for an interrupt. OCTAVO_DEBUG=1 shows the traceback.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from types import MappingProxyType
+
+import click
+
+from octavo._version import __version__
+from octavo.core.errors import OctavoError
+
+COMMANDS = MappingProxyType(
+    {
+        "run": ("octavo.cli.run", "Answer one prompt, and say how fast and from how many bytes."),
+        "chat": ("octavo.cli.chat", "Talk with a model."),
+        "inspect": ("octavo.cli.inspect", "Show a model's spec, tensors, formats and bytes."),
+        "fit": ("octavo.cli.fit", "Say what fits into memory, and how fast it can be at most."),
+        "formats": ("octavo.cli.formats", "Draw number formats: bits, range, digits, size."),
+        "bench": ("octavo.cli.bench", "Measure prefill and decode speed against the memory's."),
+        "eval": ("octavo.cli.eval", "Measure what compression cost: KL divergence, perplexity."),
+        "doctor": ("octavo.cli.doctor", "Check processor, limits, memory and kernels."),
+    }
+)
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+
+
+class LazyGroup(click.Group):
+    """A group that imports a sub-command when it is named, and lists them without importing."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(COMMANDS[cmd_name][0]).command
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{COMMANDS[cmd_name][0]}.command is no click command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="octavo")
+def cli() -> None:
+    """Runs, compresses and measures the language model you have on the machine you have.
+
+    \b
+    octavo run smollm2-135m "What is a cache?"
+    octavo bench smollm2-135m --format int4_g32
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of the `octavo` script: run `arguments` (sys.argv's by default), give the status.
+
+    Never raises but for OCTAVO_DEBUG=1.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        status = cli.main(words, prog_name="octavo", standalone_mode=False)
+        sys.stdout.flush()
+        return status if isinstance(status, int) else 0
+    except BrokenPipeError:
+        return _forget_stdout()
+    except (KeyboardInterrupt, click.Abort):
+        return INTERRUPTED
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return error.exit_code
+    except (click.ClickException, OctavoError) as error:
+        return _report(error, words)
+
+
+def _report(error: click.ClickException | OctavoError, words: Sequence[str]) -> int:
+    if os.environ.get("OCTAVO_DEBUG") == "1":
+        raise error
+    status = error.exit_code if isinstance(error, click.ClickException) else error.exit_status
+    message = " ".join(_describe(error).split())
+    if "--json" in words:
+        kind = type(error).__name__
+        body = {"type": kind, "message": message, "exit_status": status}
+        click.echo(json.dumps({"error": body}))
+    click.echo(f"octavo: error: {message}", err=True)
+    return status
+
+
+def _describe(error: click.ClickException | OctavoError) -> str:
+    """One sentence: click's own errors get the command that lists what there is."""
+    if not isinstance(error, click.UsageError):
+        return error.format_message() if isinstance(error, click.ClickException) else str(error)
+    path = error.ctx.command_path if error.ctx else "octavo"
+    return f"{error.format_message().rstrip('.')}: see `{path} --help`"
+
+
+def _forget_stdout() -> int:
+    """The reader went away: nothing more can be said, and the interpreter must not try to."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return BROKEN_PIPE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

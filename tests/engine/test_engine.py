@@ -1,0 +1,294 @@
+"""Engine and scheduler together, on an executor that reads the past through its block tables."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from octavo.backends.base import RuntimeConfig
+from octavo.core.errors import InternalError, RequestError, ResourceError
+from octavo.engine.engine import Engine
+from octavo.engine.request import Output, Request, SamplingParams, TokenLogprobs
+from support.fakes import FakeExecutor, FakeModel, NullExecutor, fake_executor
+
+VOCAB = 7
+CONTEXT = 24
+EOS = (6,)
+
+
+def tokens_by_choice(outputs: list[Output]) -> dict[tuple[str, int], list[int]]:
+    found: dict[tuple[str, int], list[int]] = defaultdict(list)
+    for output in outputs:
+        found[output.request_id, output.choice] += output.tokens
+    return dict(found)
+
+
+def run_all(engine: Engine) -> list[Output]:
+    outputs = []
+    while engine.has_work():
+        outputs += engine.step()
+        engine.check()
+    return outputs
+
+
+def expected(engine: Engine, request: Request) -> dict[tuple[str, int], list[int]]:
+    model = engine.executor.model
+    return {
+        (request.id, choice): model.answer(request, choice, engine.limits.context)
+        for choice in range(request.params.n)
+    }
+
+
+CASES = [
+    SamplingParams(max_tokens=9),
+    SamplingParams(max_tokens=9, n=3, temperature=1.0, seed=5),
+    SamplingParams(max_tokens=9, temperature=0.75, top_k=4, top_p=0.75, min_p=0.125, seed=2**63),
+    SamplingParams(max_tokens=9, repetition_penalty=1.5, presence_penalty=0.5),
+    SamplingParams(max_tokens=9, frequency_penalty=1.25, temperature=1.0, seed=3, n=2),
+    SamplingParams(max_tokens=9, logit_bias=((0, 3.0), (3, -4.5)), min_tokens=6),
+    SamplingParams(max_tokens=9, ignore_eos=True, stop_token_ids=(2,), min_tokens=3),
+]
+
+
+@pytest.mark.parametrize("params", CASES)
+@pytest.mark.parametrize("windows", [(None,), (None, 5), (3,)])
+def test_every_parameter_reaches_the_executor(params, windows):
+    engine = Engine(fake_executor(windows=windows))
+    request = Request("a", (1, 2, 3, 4, 5, 1, 2, 3), params, EOS)
+    engine.submit(request)
+    assert tokens_by_choice(run_all(engine)) == expected(engine, request)
+
+
+def test_min_tokens_hold_back_every_stop_token():
+    """Without it, this answer would end earlier."""
+    free = Request("a", (1, 2), SamplingParams(max_tokens=12, stop_token_ids=(0, 1, 2)), EOS)
+    held = Request("a", (1, 2), SamplingParams(max_tokens=12, stop_token_ids=(0, 1, 2),
+                                               min_tokens=8), EOS)  # fmt: skip
+    model = FakeModel(VOCAB)
+    assert len(model.answer(free)) < 8 <= len(model.answer(held))
+    engine = Engine(fake_executor())
+    engine.submit(held)
+    assert tokens_by_choice(run_all(engine)) == {("a", 0): model.answer(held)}
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5, 16])
+def test_logprobs_and_prompt_logprobs_for_any_chunking(chunk):
+    config = RuntimeConfig(max_tokens=chunk, max_seqs=3, context=CONTEXT, block_size=4)
+    engine = Engine(fake_executor(config=config))
+    params = SamplingParams(max_tokens=4, logprobs=3, prompt_logprobs=True, n=2, temperature=1.0)
+    request = engine.submit(Request("a", (1, 2, 3, 4, 5, 6, 1, 2, 3), params))
+    outputs = run_all(engine)
+    model = engine.executor.model
+    scored = [score for output in outputs for score in output.prompt_logprobs]
+    close(scored, model.prompt_logprobs(request))
+    for choice in range(2):
+        answer = model.answer(request, choice)
+        got = [lp for o in outputs if o.choice == choice for lp in o.logprobs]
+        close(got, [model.next(request, choice, [*request.prompt, *answer[:i]]).logprobs
+                    for i in range(4)])  # fmt: skip
+
+
+def close(got: list[TokenLogprobs], wanted: list[TokenLogprobs]) -> None:
+    """Equal but for the result's fp32."""
+    assert [g.token for g in got] == [w.token for w in wanted]
+    for g, w in zip(got, wanted, strict=True):
+        assert g.logprob == pytest.approx(w.logprob, rel=2**-23)
+        assert [t for t, _ in g.top] == [t for t, _ in w.top]
+        assert [v for _, v in g.top] == pytest.approx([v for _, v in w.top], rel=2**-23)
+
+
+def test_preempted_and_recomputed_answers_are_the_same():
+    config = RuntimeConfig(max_tokens=6, max_seqs=3, context=CONTEXT, block_size=4)
+    engine = Engine(fake_executor(kv_blocks=6, config=config))
+    requests = [
+        Request(str(i), (i + 1, 2, 3), SamplingParams(
+            max_tokens=18, ignore_eos=True, temperature=1.0, seed=i, frequency_penalty=0.5,
+            prompt_logprobs=True))
+        for i in range(4)
+    ]  # fmt: skip
+    for request in requests:
+        engine.submit(request)
+    outputs, preemptions = [], 0
+    while engine.has_work():
+        running = {s.request.id for s in engine.scheduler._running}
+        outputs += engine.step()
+        waiting = {s.request.id for s in engine.scheduler._waiting}
+        preemptions += len(running & waiting)
+        engine.check()
+    assert preemptions > 0
+    for request in requests:
+        assert tokens_by_choice(outputs)[request.id, 0] == engine.executor.model.answer(request)
+        scores = [s for o in outputs if o.request_id == request.id for s in o.prompt_logprobs]
+        assert len(scores) == 2  # delivered once, recomputed or not
+
+
+def test_seeds_are_drawn_once_and_reported():
+    engine = Engine(fake_executor())
+    request = Request("a", (1, 2), SamplingParams(temperature=1.0, max_tokens=6))
+    seeded = engine.submit(request)
+    assert seeded.params.seed is not None
+    assert tokens_by_choice(run_all(engine)) == expected(engine, seeded)
+    greedy = Request("b", (1, 2), SamplingParams())
+    assert engine.submit(greedy) is greedy
+
+
+def test_an_executor_error_ends_its_requests_and_no_others():
+    config = RuntimeConfig(max_tokens=6, max_seqs=1, context=CONTEXT, block_size=4)
+    executor = fake_executor(config=config)
+    engine = Engine(executor)
+    first, second = (Request(i, (1, 2), SamplingParams(max_tokens=3, n=n), EOS)
+                     for i, n in (("a", 2), ("b", 1)))  # fmt: skip
+    engine.submit(first)
+    engine.submit(second)
+    executor.fail_with = ResourceError("no memory for the step")
+    outputs = engine.step()
+    assert [(o.request_id, o.choice, o.finish, o.error) for o in outputs] == [
+        ("a", 0, "error", "no memory for the step"),
+        ("a", 1, "error", "no memory for the step"),
+    ]
+    executor.fail_with = None
+    assert tokens_by_choice(run_all(engine)) == expected(engine, second)
+
+
+def test_a_bias_list_that_is_too_long_is_refused():
+    executor = FakeExecutor(FakeModel(2000), RuntimeConfig(
+        max_tokens=4, max_seqs=2, context=8, block_size=4), (8,))  # fmt: skip
+    bias = tuple((token, 1.0) for token in range(1024))
+    Engine(executor).submit(Request("a", (1,), SamplingParams(logit_bias=bias, max_tokens=2)))
+    held = SamplingParams(logit_bias=bias, max_tokens=2, min_tokens=1)
+    with pytest.raises(RequestError, match="at most 1024"):
+        Engine(executor).submit(Request("a", (1,), held, eos=(5,)))
+
+
+def test_unresolved_config_is_our_bug():
+    with pytest.raises(InternalError):
+        Engine(fake_executor(config=RuntimeConfig()))
+
+
+PARAMS = st.builds(
+    SamplingParams,
+    max_tokens=st.integers(1, 12),
+    temperature=st.sampled_from([0.0, 1.0]),
+    seed=st.integers(0, 3),
+    n=st.integers(1, 3),
+    repetition_penalty=st.sampled_from([1.0, 1.5]),
+    prompt_logprobs=st.booleans(),
+    ignore_eos=st.booleans(),
+)
+
+
+class AnyInterleaving(RuleBasedStateMachine):
+    """Whatever is submitted, aborted and stepped: each request gets what it gets alone."""
+
+    @initialize(
+        windows=st.sampled_from([(None,), (None, 5), (4,)]),
+        blocks=st.integers(7, 14),
+        max_tokens=st.integers(1, 7),
+        max_seqs=st.integers(1, 4),
+    )
+    def start(self, windows, blocks, max_tokens, max_seqs) -> None:
+        config = RuntimeConfig(
+            max_tokens=max_tokens, max_seqs=max_seqs, context=CONTEXT, block_size=4
+        )
+        self.executor = fake_executor(VOCAB, windows, blocks, config)
+        self.engine = Engine(self.executor)
+        self.requests: dict[str, Request] = {}
+        self.tokens: dict[tuple[str, int], list[int]] = {}
+        self.finished: dict[tuple[str, int], str] = {}
+
+    def take(self, outputs: list[Output]) -> None:
+        for output in outputs:
+            key = output.request_id, output.choice
+            assert key not in self.finished
+            self.tokens[key] += output.tokens
+            if output.finish is not None:
+                self.finished[key] = output.finish
+
+    @rule(prompt=st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=18), params=PARAMS)
+    def submit(self, prompt, params) -> None:
+        request = Request(str(len(self.requests)), tuple(prompt), params, EOS)
+        self.engine.submit(request)
+        self.requests[request.id] = request
+        for choice in range(params.n):
+            self.tokens[request.id, choice] = []
+
+    @precondition(lambda self: self.requests)
+    @rule(data=st.data(), one_choice=st.booleans())
+    def abort(self, data, one_choice) -> None:
+        id_ = data.draw(st.sampled_from(sorted(self.requests)))
+        choice = data.draw(st.integers(0, 2)) if one_choice else None
+        outputs = self.engine.abort(id_, choice)
+        assert all(output.finish == "abort" for output in outputs)
+        self.take(outputs)
+
+    @rule(count=st.integers(1, 6))
+    def step(self, count) -> None:
+        for _ in range(count):
+            self.take(self.engine.step())
+            self.engine.check()
+
+    @invariant()
+    def consistent(self) -> None:
+        if not hasattr(self, "engine"):
+            return
+        self.engine.check()
+        for key, tokens in self.tokens.items():
+            if tokens:
+                request = self.requests[key[0]]
+                assert tokens == self.answer(request, key[1])[: len(tokens)]
+
+    def answer(self, request: Request, choice: int) -> list[int]:
+        return self.executor.model.answer(request, choice, CONTEXT)
+
+    def teardown(self) -> None:
+        """No starvation: all ends within as many steps as all tokens, each recomputed, may take."""
+        if not hasattr(self, "engine"):
+            return
+        bound = sum(2 * CONTEXT**2 * request.params.n for request in self.requests.values())
+        for _ in range(bound):
+            if not self.engine.has_work():
+                break
+            self.take(self.engine.step())
+        assert not self.engine.has_work()
+        self.engine.check()
+        assert all(pool.free == pool.n_blocks for pool in self.engine.scheduler.pool.groups)
+        assert set(self.finished) == set(self.tokens)
+        for key, tokens in self.tokens.items():
+            whole = self.answer(self.requests[key[0]], key[1])
+            assert tokens == (whole if self.finished[key] != "abort" else whole[: len(tokens)])
+
+
+AnyInterleaving.TestCase.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+TestAnyInterleaving = AnyInterleaving.TestCase
+
+
+def overhead(n_seqs: int, windows: tuple[int | None, ...], steps: int = 300) -> float:
+    """Seconds of Python per decode step, the best of several windows."""
+    config = RuntimeConfig(max_tokens=512, max_seqs=n_seqs, context=2048, block_size=16)
+    engine = Engine(NullExecutor(config, n_seqs * 130, windows))
+    params = SamplingParams(max_tokens=1500, ignore_eos=True)
+    for i in range(n_seqs):
+        engine.submit(Request(str(i), (1,) * 40, params))
+    while any(s.n_output == 0 for g in engine.scheduler._live.values() for s in g):
+        engine.step()
+    best = float("inf")
+    for _ in range(4):
+        begin = time.perf_counter()
+        for _ in range(steps):
+            engine.step()
+        best = min(best, (time.perf_counter() - begin) / steps)
+    return best
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_seqs", [1, 8, 32])
+def test_python_overhead_of_a_step(n_seqs, record_property):
+    """The budget is 100 us + 5 us a sequence; the bound here is generous, for a busy machine."""
+    seconds = overhead(n_seqs, (None, 512))
+    record_property("microseconds", seconds * 1e6)
+    assert seconds < 10 * (100e-6 + 5e-6 * n_seqs)

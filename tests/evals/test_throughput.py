@@ -1,0 +1,88 @@
+"""What is timed, and what isn't, with a clock that counts rows."""
+
+from __future__ import annotations
+
+import statistics
+
+import pytest
+
+from octavo.backends.base import RuntimeConfig
+from octavo.core.errors import UserError
+from octavo.evals.bandwidth import Bandwidth, read_bandwidth
+from octavo.evals.scorer import SingleSequence
+from octavo.evals.throughput import Speed, SpeedTest, generate, measure, run, speed_tests
+from support.fakes import fake_executor
+
+CONFIG = RuntimeConfig(max_tokens=6, max_seqs=1, context=32, block_size=4)
+
+
+def no_probe(size: int, threads: int) -> Bandwidth:
+    return Bandwidth(1e9, size, threads, "made up")
+
+
+def test_names_are_llama_benchs() -> None:
+    assert [t.name for t in speed_tests(512, 128)] == ["pp512", "tg128"]
+    assert [t.name for t in speed_tests(0, 8, 4096)] == ["tg8 @ d4096"]
+    assert SpeedTest(prompt=5).tokens == SpeedTest(generate=5).tokens == 5
+
+
+def test_nothing_to_measure_is_an_error() -> None:
+    with pytest.raises(UserError, match="-p or -n"):
+        speed_tests(0, 0)
+
+
+def test_prefill_runs_in_whole_steps_and_depth_is_not_timed() -> None:
+    fake = fake_executor(config=CONFIG)
+    clock = iter(range(100))
+    starts: list[int] = []
+
+    def rows_so_far() -> float:
+        starts.append(sum(fake.rows))
+        return float(next(clock))
+
+    seconds = run(
+        SingleSequence(fake), SpeedTest(prompt=9, depth=7), list(range(7)) * 3, rows_so_far
+    )
+    assert fake.rows == [6, 1, 6, 3]
+    assert starts == [7, 16]
+    assert seconds == 1
+
+
+def test_decode_takes_one_row_a_step_and_feeds_its_own_tokens() -> None:
+    fake = fake_executor(config=CONFIG)
+    sequence = SingleSequence(fake)
+    chosen = generate(sequence, 2, 5)
+    assert fake.rows == [1] * 5
+    history = [2]
+    for token in chosen:
+        assert token == int(fake.model.logits(fake.model.views(history)).argmax())
+        history.append(token)
+
+
+def test_every_repetition_gives_a_sample_and_a_probe() -> None:
+    fake = fake_executor(config=CONFIG)
+    ticks = iter(range(1000))
+    result = measure(fake, speed_tests(4, 2), 3, no_probe, lambda: float(next(ticks)))
+    assert [s.samples for s in result.speeds] == [(4.0,) * 3, (2.0,) * 3]
+    assert [b.bytes for b in result.bandwidth] == [8, 8, 8]
+    # a warm-up of each, then rounds
+    assert fake.rows == [4, 1, 1] * 4
+
+
+def test_mean_and_sample_deviation() -> None:
+    speed = Speed("tg1", (1.0, 2.0, 6.0))
+    assert speed.mean == 3
+    assert speed.deviation == pytest.approx(statistics.stdev([1, 2, 6]))
+    assert Speed("tg1", (4.0,)).deviation == 0
+
+
+def test_depth_beyond_the_context_is_a_clear_error() -> None:
+    with pytest.raises(UserError, match="exceed the context of 32"):
+        measure(fake_executor(config=CONFIG), speed_tests(4, 0, 30), 1, no_probe)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_bandwidth_probe_reads_at_least_once(threads: int) -> None:
+    found = read_bandwidth(1 << 20, threads, seconds=0.0)
+    assert found.bytes_per_second > 0
+    assert (found.bytes, found.threads) == (1 << 20, threads)
