@@ -11,9 +11,7 @@ from octavo._native import testing
 
 F32 = npt.NDArray[np.float32]
 ISAS: list[str] = testing.isas()
-IQ4 = np.array(
-    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8
-)
+IQ4 = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,183 @@
+"""Attention over pages against a softmax in float64; equal bits whatever the company or the ISA."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from octavo._native import testing
+from support.packed_weights import ISAS
+
+U = 2.0**-24
+INF = float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    """Keys and values as stored (fp32 view), in shuffled pages."""
+
+    pages: Any
+    table: np.ndarray
+    k: np.ndarray  # [keys, kv_heads, head_dim]
+    v: np.ndarray
+    block_size: int
+
+
+def stored(x: np.ndarray, kind: str) -> np.ndarray:
+    return x if kind == "f32" else x.astype(ml_dtypes.bfloat16).astype(np.float32)
+
+
+def make_sequence(
+    isa: str, keys: int, heads: int, dim: int, kind: str, block_size: int = 16
+) -> Sequence:
+    rng = np.random.default_rng(keys + dim)
+    k = rng.standard_normal((keys, heads, dim)).astype(np.float32)
+    v = rng.standard_normal((keys, heads, dim)).astype(np.float32)
+    blocks = -(-keys // block_size)
+    table = rng.permutation(blocks + 3)[:blocks].astype(np.int32)
+    pages = testing.Pages(blocks + 3, block_size, heads, dim, kind)
+    for j in range(keys):
+        testing.kv_write(isa, pages, int(table[j // block_size]), j % block_size, k[j], v[j])
+    return Sequence(pages, table, stored(k, kind), stored(v, kind), block_size)
+
+
+def visible(seq: Sequence, pos: int, key0: int, key1: int, window: int) -> np.ndarray:
+    j = np.arange(key0, key1)
+    seen = j <= pos
+    if window:
+        seen &= j > pos - window
+    return j[seen & (seq.table[j // seq.block_size] >= 0)]
+
+
+def exact(
+    seq: Sequence, q: np.ndarray, head: int, keys: np.ndarray, scale: float, cap: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The output in float64, and a bound on the error of fp32 arithmetic in this order.
+
+    A score errs by at most e = (dim + 3) u sum |q k| scale (+ 8 u cap of tanh); a weight p then by
+    (2 e + 2 |s - m| u + 8 u) relative; sums of n terms add n u.
+    """
+    k, v = seq.k[keys, head].astype(np.float64), seq.v[keys, head].astype(np.float64)
+    s = k @ q.astype(np.float64) * scale
+    e = (q.shape[0] + 3) * U * (np.abs(k) @ np.abs(q.astype(np.float64))) * scale
+    if cap:
+        s = cap * np.tanh(s / cap)
+        e = e + 8 * U * np.abs(s)
+    p = np.exp(s - s.max())
+    p /= p.sum()
+    slip = 2 * e.max() + 2 * (s.max() - s.min()) * U + (8 + 2 * len(keys)) * U
+    return p @ v, 2 * slip * (p @ np.abs(v)) + 1e-30
+
+
+def attend(
+    isa: str, seq: Sequence, q: np.ndarray, pos: np.ndarray, spans: list[tuple[int, int]],
+    head: int = 0, window: int = 0, scale: float = 0.125, cap: float = 0.0,
+) -> np.ndarray:  # fmt: skip
+    """All splits, merged: [n_q, head_dim]."""
+    parts = [
+        testing.attention(isa, seq.pages, seq.table, q, pos, (head, a, b, window), scale, cap)
+        for a, b in spans
+    ]
+    return np.stack(
+        [
+            testing.attention_merge(
+                isa,
+                np.stack([o[i] for o, _, _ in parts]),
+                np.array([m[i] for _, m, _ in parts], np.float32),
+                np.array([s[i] for _, _, s in parts], np.float32),
+            )
+            for i in range(len(q))
+        ]
+    )
+
+
+def queries(n: int, dim: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((n, dim)).astype(np.float32)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kind", ["bf16", "f32"])
+@pytest.mark.parametrize("dim", [64, 16, 80, 96, 256, 10])
+def test_equals_softmax_in_float64(isa: str, kind: str, dim: int) -> None:
+    seq = make_sequence(isa, 75, 2, dim, kind)
+    pos = np.array([74, 74, 74, 40, 16, 15, 0], np.int32)
+    q = queries(len(pos), dim)
+    for window in (0, 9, 40):
+        for cap in (0.0, 5.0):
+            got = attend(isa, seq, q, pos, [(0, 75)], head=1, window=window, cap=cap)
+            for i, p in enumerate(pos):
+                keys = visible(seq, int(p), 0, 75, window)
+                want, bound = exact(seq, q[i], 1, keys, 0.125, cap)
+                assert (np.abs(got[i] - want) <= bound).all(), (window, cap, p)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_any_split_merges_to_the_softmax(isa: str) -> None:
+    seq = make_sequence(isa, 100, 1, 32, "bf16")
+    pos = np.array([99, 50], np.int32)
+    q = queries(2, 32)
+    for cut in range(16, 112, 16):
+        got = attend(isa, seq, q, pos, [(0, min(cut, 100))] + [(cut, 100)] * (cut < 100))
+        for i, p in enumerate(pos):
+            want, bound = exact(seq, q[i], 0, visible(seq, int(p), 0, 100, 0), 0.125, 0.0)
+            assert (np.abs(got[i] - want) <= bound).all(), cut
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("block_size", [16, 32, 64])
+def test_absent_blocks_are_never_read(isa: str, block_size: int) -> None:
+    """Unwritten pages hold NaN: one read of them would show."""
+    seq = make_sequence(isa, 130, 1, 32, "bf16", block_size)
+    seq.table[0] = -1
+    q, pos = queries(3, 32), np.array([129, 100, 5], np.int32)
+    got = attend(isa, seq, q, pos, [(0, 130)])
+    assert np.isfinite(got).all()
+    for i, p in enumerate(pos):
+        keys = visible(seq, int(p), 0, 130, 0)
+        if len(keys) == 0:
+            assert not got[i].any()
+            continue
+        want, bound = exact(seq, q[i], 0, keys, 0.125, 0.0)
+        assert (np.abs(got[i] - want) <= bound).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_split_without_a_visible_key_says_so(isa: str) -> None:
+    seq = make_sequence(isa, 64, 1, 32, "bf16")
+    q, pos = queries(1, 32), np.array([10], np.int32)
+    o, m, total = testing.attention(isa, seq.pages, seq.table, q, pos, (0, 16, 64, 0), 0.1, 0.0)
+    assert not o.any()
+    assert m[0] == -INF
+    assert total[0] == 0
+    assert not testing.attention_merge(isa, o, m, total).any()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_neither_company_nor_later_keys_change_a_bit(isa: str) -> None:
+    """n_q, the order of queries, absent splits and the end of the range leave no trace."""
+    seq = make_sequence(isa, 90, 1, 64, "bf16")
+    pos = np.array([89, 60, 33, 31, 8, 70, 71, 72, 89], np.int32)
+    q = queries(len(pos), 64)
+    together = attend(isa, seq, q, pos, [(0, 64), (64, 90)])
+    for i, p in enumerate(pos):
+        end = int(p) + 1
+        spans = [(0, min(64, end))] + ([(64, end)] if end > 64 else [])
+        alone = attend(isa, seq, q[i : i + 1], pos[i : i + 1], spans)
+        assert alone.tobytes() == together[i : i + 1].tobytes()
+
+
+@pytest.mark.parametrize("isa", [i for i in ISAS if i != "generic"])
+@pytest.mark.parametrize("kind", ["bf16", "f32"])
+def test_every_isa_gives_the_generic_bits(isa: str, kind: str) -> None:
+    seq, plain = (make_sequence(one, 75, 2, 80, kind) for one in (isa, "generic"))
+    pos = np.array([74, 3, 20, 74, 60], np.int32)
+    q = queries(len(pos), 80)
+    for window, cap in [(0, 0.0), (30, 20.0)]:
+        a, b = (
+            attend(one, s, q, pos, [(0, 32), (32, 75)], head=1, window=window, cap=cap)
+            for one, s in ((isa, seq), ("generic", plain))
+        )
+        assert a.tobytes() == b.tobytes()
