@@ -15,6 +15,19 @@
         linear_a8_plain<false, true>                                                              \
   }
 
+// With hand-written dots; codebooks of bytes stay plain.
+#define OCTAVO_TILED_A8_ROWS                                                                      \
+  {OCTAVO_ROW_NAME("a8_w4"), Act::kA8, Code::kNibble, false, true, false,                         \
+   linear_a8_tiled<Wide::kNibble>},                                                               \
+      {OCTAVO_ROW_NAME("a8_lut4"), Act::kA8, Code::kNibble, true, true, false,                    \
+       linear_a8_tiled<Wide::kLut>},                                                              \
+      {OCTAVO_ROW_NAME("a8_w8"), Act::kA8, Code::kByte, false, true, false,                       \
+       linear_a8_tiled<Wide::kByte>},                                                             \
+  {                                                                                               \
+    OCTAVO_ROW_NAME("a8_lut8"), Act::kA8, Code::kByte, true, false, false,                        \
+        linear_a8_plain<false, true>                                                              \
+  }
+
 #define OCTAVO_FLOAT_ROWS_OF(act, name, round, fast)                                              \
   {OCTAVO_ROW_NAME(name "_w4"), act, Code::kNibble, false, false, false, linear_float<round>},    \
       {OCTAVO_ROW_NAME(name "_lut4"), act, Code::kNibble, true, false, false,                     \
