@@ -1,6 +1,6 @@
-// Integer products by vpmaddubsw (unsigned x signed bytes, pairs summed to 16 bits), two registers of
-// 8 rows. Nibbles: 15 * 127 * 2 = 3810 a pair, so the 8 of a unit fit in 16 bits. Bytes go as two
-// planes of nibbles, the high one times 16. Levels are signed: |level| times q with its sign.
+// Integer products by vpmaddubsw (unsigned x signed bytes, pairs summed to 16 bits), two registers
+// of 8 rows. Nibbles: 15 * 127 * 2 = 3810 a pair, so the 8 of a unit fit in 16 bits. Bytes go as
+// two planes of nibbles, the high one times 16. Levels are signed: |level| times q with its sign.
 
 enum class Wide { kNibble, kLut, kByte };
 

@@ -1,6 +1,6 @@
-// Integer products in tiles that stay in registers, over the dot of the ISA (a8_dot_*.inl). The zero
-// point is folded into the start of each integer sum, -zero * sum(q). No horizontal sums. An output
-// doesn't depend on the shape of its tile.
+// Integer products in tiles that stay in registers, over the dot of the ISA (a8_dot_*.inl). The
+// zero point is folded into the start of each integer sum, -zero * sum(q). No horizontal sums. An
+// output doesn't depend on the shape of its tile.
 
 constexpr int kPrefetchAhead = 2048;  // bytes; about what a core has in flight
 
@@ -56,8 +56,7 @@ OCTAVO_INLINE void open_tile(const PackedWeight& w, const ActView& x, int p, int
 }
 
 template <Wide kMode, int kStep, int kPanels, int kRows>
-inline void a8_tile(const PackedWeight& w, const ActView& x, int p, int r, float* y,
-                      int64_t ldy) {
+inline void a8_tile(const PackedWeight& w, const ActView& x, int p, int r, float* y, int64_t ldy) {
   constexpr int kBlock = kStep == 64 ? 64 : kUnit, kUnitBytes = kMode == Wide::kByte ? 512 : 256;
   A8Tile<kPanels, kRows> t;
   open_tile(w, x, p, r, t);
@@ -90,8 +89,7 @@ inline void a8_tile(const PackedWeight& w, const ActView& x, int p, int r, float
 
 // All rows of kPanels panels, in tiles of at most kMost rows.
 template <Wide kMode, int kStep, int kPanels, int kMost>
-inline void a8_rows(const PackedWeight& w, const ActView& x, int m, int p, float* y,
-                      int64_t ldy) {
+inline void a8_rows(const PackedWeight& w, const ActView& x, int m, int p, float* y, int64_t ldy) {
   int r = 0;
   for (; r + kMost <= m; r += kMost) a8_tile<kMode, kStep, kPanels, kMost>(w, x, p, r, y, ldy);
   if (kMost > 4 && r + 4 <= m) {
@@ -106,18 +104,19 @@ inline void a8_rows(const PackedWeight& w, const ActView& x, int m, int p, float
 }
 
 template <Wide kMode, int kStep>
-inline void a8_panels(const PackedWeight& w, const ActView& x, int m, float* y, int64_t ldy,
-                        int p0, int p1) {
+inline void a8_panels(const PackedWeight& w, const ActView& x, int m, float* y, int64_t ldy, int p0,
+                      int p1) {
   int p = p0;
   if (m > kFlatRows) {
-    for (; p + kTallPanels <= p1; p += kTallPanels) a8_rows<kMode, kStep, kTallPanels, kTallRows>(w, x, m, p, y, ldy);
+    for (; p + kTallPanels <= p1; p += kTallPanels)
+      a8_rows<kMode, kStep, kTallPanels, kTallRows>(w, x, m, p, y, ldy);
   }
   for (; p < p1; ++p) a8_rows<kMode, kStep, 1, kFlatRows>(w, x, m, p, y, ldy);
 }
 
 template <Wide kMode>
 inline void linear_a8_tiled(const PackedWeight& w, const ActView& x, int m, float* y, int64_t ldy,
-                           int p0, int p1) {
+                            int p0, int p1) {
   const int step = smaller(w.group, x.a8_group);
   if (step == 16) return a8_panels<kMode, 16>(w, x, m, y, ldy, p0, p1);
   if (step == 32) return a8_panels<kMode, 32>(w, x, m, y, ldy, p0, p1);
