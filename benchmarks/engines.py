@@ -10,9 +10,12 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from octavo.backends.base import Executor
 
 START = 1  # the first token of a generation
 PROMPT = 100  # prompts are the tokens PROMPT, PROMPT + 1, ...
@@ -47,7 +50,7 @@ class Octavo:
             isa=setup.get("isa", ""),
         )
         with open_model(resolve_model(setup["model"])) as model:
-            self.executor = load(model.spec, model.source, config)
+            self.executor: Executor = load(model.spec, model.source, config)
         self.sequence = SingleSequence(self.executor)
 
     def describe(self) -> dict[str, Any]:
@@ -138,7 +141,11 @@ def _fastest(route: Any) -> float:
     return min(times)
 
 
-ENGINES = {"octavo": Octavo, "octavo-library": OctavoLibrary, "llama.cpp": LlamaCppEngine}
+ENGINES: dict[str, Callable[[Fields], Engine]] = {
+    "octavo": Octavo,
+    "octavo-library": OctavoLibrary,
+    "llama.cpp": LlamaCppEngine,
+}
 
 
 class Child:

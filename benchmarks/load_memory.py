@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import select
 import subprocess
 import sys
 import time
@@ -81,8 +82,7 @@ def _watch(child: subprocess.Popen[str]) -> Iterator[int]:
 
 
 def _readable(child: subprocess.Popen[str]) -> bool:
-    import select
-
+    assert child.stdout is not None
     return bool(select.select([child.stdout], [], [], 0)[0])
 
 

@@ -1,5 +1,5 @@
-// `octavo._native.testing`: pack and kernels, one call each, for tests and `octavo doctor`. Buffers are
-// padded with sentinels; a call that writes outside its range throws.
+// `octavo._native.testing`: pack and kernels, one call each, for tests and `octavo doctor`. Buffers
+// are padded with sentinels; a call that writes outside its range throws.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>

@@ -1,5 +1,7 @@
 #include "codecs/gguf_blocks.h"
 
+#include <cstring>
+
 #include "codecs/half.h"
 
 namespace octavo {
@@ -16,9 +18,16 @@ inline void split_nibbles(const uint8_t* in, int n, uint8_t* codes) {
   }
 }
 
-// Bit i of a word of 32 becomes bit 4 of code i.
+// Bit i of a word of 32 becomes bit 4 of code i, eight codes at a time.
 inline void add_fifth_bit(uint32_t bits, uint8_t* codes) {
-  for (int i = 0; i < 32; ++i) codes[i] |= static_cast<uint8_t>(((bits >> i) & 1u) << 4);
+  for (int i = 0; i < 4; ++i) {
+    const uint64_t copies = ((bits >> (8 * i)) & 255u) * 0x0101010101010101u;
+    const uint64_t own = copies & 0x8040201008040201u;  // byte j keeps bit j
+    uint64_t eight;
+    std::memcpy(&eight, codes + 8 * i, 8);
+    eight |= ((own + 0x7f7f7f7f7f7f7f7fu) >> 3) & 0x1010101010101010u;
+    std::memcpy(codes + 8 * i, &eight, 8);
+  }
 }
 
 void decode_q4_0(const uint8_t* b, const BlockOut& out) {
@@ -50,15 +59,23 @@ void decode_q8_0(const uint8_t* b, const BlockOut& out) {
   for (int i = 0; i < 32; ++i) out.codes[i] = static_cast<uint8_t>(b[2 + i] ^ 0x80u);
 }
 
+inline void two_bits(const uint8_t* in, int shift, uint8_t* codes) {  // of 32 bytes
+  for (int i = 0; i < 32; ++i) codes[i] = (in[i] >> shift) & 3;
+}
+
+// codes |= bits `shift` of 32 bytes, moved to `to`; mask is of the bits before the move.
+inline void or_bits(const uint8_t* in, int shift, int mask, int to, uint8_t* codes) {
+  for (int i = 0; i < 32; ++i) codes[i] |= static_cast<uint8_t>(((in[i] >> shift) & mask) << to);
+}
+
 void decode_q2_k(const uint8_t* b, const BlockOut& out) {
   const float d = load_half(b + 80), dmin = load_half(b + 82);
   for (int g = 0; g < 16; ++g) {
     out.scales[g] = d * static_cast<float>(b[g] & 15);
     out.offsets[g] = -(dmin * static_cast<float>(b[g] >> 4));
   }
-  for (int i = 0; i < 256; ++i) {  // 128 inputs share 32 bytes, two bits each
-    const uint8_t byte = b[16 + 32 * (i / 128) + i % 32];
-    out.codes[i] = (byte >> (2 * (i / 32 % 4))) & 3;
+  for (int i = 0; i < 8; ++i) {  // 128 inputs share 32 bytes, two bits each
+    two_bits(b + 16 + 32 * (i / 4), 2 * (i % 4), out.codes + 32 * i);
   }
 }
 
@@ -70,9 +87,9 @@ void decode_q3_k(const uint8_t* b, const BlockOut& out) {
     const int top = (sub[8 + g % 4] >> (2 * (g / 4))) & 3;
     out.scales[g] = d * static_cast<float>((nibble | top << 4) - 32);
   }
-  for (int i = 0; i < 256; ++i) {  // the high bit adds 4; zero is 4
-    const int two = (low[32 * (i / 128) + i % 32] >> (2 * (i / 32 % 4))) & 3;
-    out.codes[i] = static_cast<uint8_t>(two | ((high[i % 32] >> (i / 32)) & 1) << 2);
+  for (int i = 0; i < 8; ++i) {  // the high bit adds 4; zero is 4
+    two_bits(low + 32 * (i / 4), 2 * (i % 4), out.codes + 32 * i);
+    or_bits(high, i, 1, 2, out.codes + 32 * i);
   }
 }
 
@@ -100,9 +117,7 @@ void decode_q5_k(const uint8_t* b, const BlockOut& out) {
   decode_k_scales(b, out);
   const uint8_t* high = b + 16;
   for (int i = 0; i < 4; ++i) split_nibbles(b + 48 + 32 * i, 32, out.codes + 64 * i);
-  for (int i = 0; i < 256; ++i) {
-    out.codes[i] |= static_cast<uint8_t>(((high[i % 32] >> (i / 32)) & 1) << 4);
-  }
+  for (int i = 0; i < 8; ++i) or_bits(high, i, 1, 4, out.codes + 32 * i);
 }
 
 void decode_q6_k(const uint8_t* b, const BlockOut& out) {
@@ -112,10 +127,9 @@ void decode_q6_k(const uint8_t* b, const BlockOut& out) {
     out.scales[g] = d * static_cast<float>(static_cast<int8_t>(b[192 + g]));
   }
   for (int half = 0; half < 2; ++half) {
-    for (int i = 0; i < 128; ++i) {
-      const int four = (low[64 * half + i % 64] >> (4 * (i / 64))) & 15;
-      const int two = (high[32 * half + i % 32] >> (2 * (i / 32))) & 3;
-      out.codes[128 * half + i] = static_cast<uint8_t>(four | two << 4);
+    split_nibbles(low + 64 * half, 64, out.codes + 128 * half);
+    for (int i = 0; i < 4; ++i) {
+      or_bits(high + 32 * half, 2 * i, 3, 4, out.codes + 128 * half + 32 * i);
     }
   }
 }

@@ -1,5 +1,5 @@
-// The block formats of GGUF as data: one row a type. Decoding a block gives codes, scales and offsets
-// of the affine view (core/types.h), identical in value to ggml's own dequantization.
+// The block formats of GGUF as data: one row a type. Decoding a block gives codes, scales and
+// offsets of the affine view (core/types.h), identical in value to ggml's own dequantization.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// fp16 and bf16 as integers, for code outside the ISA files. Exact in both directions where the value
-// is representable; else half to even.
+// fp16 and bf16 as integers, for code outside the ISA files. Exact in both directions where the
+// value is representable; else half to even.
 #pragma once
 
 #include <bit>

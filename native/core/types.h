@@ -29,10 +29,11 @@ enum class Act : uint8_t { kA8, kBf16, kF32 };  // a8, abf16, a32
 struct PackedWeight {
   int32_t n = 0, k = 0, k_pad = 0, panels = 0;
   Code code = Code::kF32;
-  int32_t group = 0;  // inputs per scale: 16, or a multiple of 32 that divides k_pad, or >= k (channel)
+  // Inputs per scale: 16, or a multiple of 32 that divides k_pad, or k_pad (one scale a row).
+  int32_t group = 0;
   int32_t n_groups = 0;
   int32_t zero = 0;
-  bool scale_f32 = false;   // scales and offsets are fp32 (true) or fp16 (false)
+  bool scale_f32 = false;  // scales and offsets are fp32 (true) or fp16 (false)
   bool has_offset = false;
   const int8_t* levels8 = nullptr;  // integer codebook (IQ4_NL): 16 or 256 levels
   const float* levels = nullptr;    // float codebook (NF4, fp8): 16 or 256 levels
@@ -42,17 +43,17 @@ struct PackedWeight {
 
 // Rows of activations, prepared for linear layers. All rows are padded to k_pad with zeros.
 //
-// a8: q = round_half_even(x * (127 / amax)), scale = amax / 127 over each `group` (32 or 64) inputs;
-// amax < 2^-118 (127 / amax is no longer finite) gives q = 0, scale = 0. sum[unit] = sum of q over
-// 32 inputs (for zeros and offsets). Rows lie one after another, without gaps.
+// a8: q = round_half_even(x * (127 / amax)), scale = amax / 127 over each `group` (32 or 64)
+// inputs; amax < 2^-118 (127 / amax is no longer finite) gives q = 0, scale = 0. sum[unit] = sum of
+// q over 32 inputs (for zeros and offsets). Rows lie one after another, without gaps.
 struct ActView {
   int32_t k = 0, k_pad = 0;
   int32_t a8_group = 32;
-  const int8_t* q = nullptr;      // [m][k_pad]
-  const float* scale = nullptr;   // [m][k_pad / a8_group]
-  const int32_t* sum = nullptr;   // [m][k_pad / 32]
-  const uint16_t* bf16 = nullptr; // [m][k_pad], rounded half to even
-  const float* f32 = nullptr;     // [m][k_pad]
+  const int8_t* q = nullptr;       // [m][k_pad]
+  const float* scale = nullptr;    // [m][k_pad / a8_group]
+  const int32_t* sum = nullptr;    // [m][k_pad / 32]
+  const uint16_t* bf16 = nullptr;  // [m][k_pad], rounded half to even
+  const float* f32 = nullptr;      // [m][k_pad]
 };
 
 // Inputs of one activation scale for a given weight group: 64 when the weight's group and k_pad are

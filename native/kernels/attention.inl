@@ -1,7 +1,5 @@
 // One split of attention for the queries of one kv head, the merge of splits, and the KV write.
 
-constexpr int kQueryTile = 4;
-
 inline uint8_t* k_block(const KvLayerView& kv, int block, int head) {
   return kv.base + block * kv.block_stride + head * kv.head_stride_k;
 }
@@ -60,7 +58,8 @@ inline void dot_keys(const AttentionArgs& a, const uint8_t* k, int i, F* s) {
     const float* from = reinterpret_cast<const float*>(k);
     for (int d = 0; d < a.kv.head_dim; ++d) {
       const F key = f_load(from + static_cast<int64_t>(d) * stride);
-      for (int r = 0; r < kRows; ++r) s[r] = f_fma(f_set1(a.q[(i + r) * a.q_stride + d]), key, s[r]);
+      for (int r = 0; r < kRows; ++r)
+        s[r] = f_fma(f_set1(a.q[(i + r) * a.q_stride + d]), key, s[r]);
     }
     return;
   }
@@ -147,18 +146,19 @@ inline void weigh_values(const AttentionArgs& a, int i, int d, int tail) {
     for (int c = 0; c < kVecs; ++c) acc[r][c] = f_zero();
   }
   const int64_t row_bytes = a.kv.head_dim * (a.kv.format == KvFormat::kF32 ? 4 : 2);
-  for (int key = a.key0; key < a.key1; ++key) {
-    const int block = a.block_table[key / a.kv.block_size];
+  for (int start = a.key0; start < a.key1; start += 16) {
+    const int block = a.block_table[start / a.kv.block_size];
     if (block < 0) continue;
-    const uint8_t* row =
-        v_block(a.kv, block, a.kv_head) + (key % a.kv.block_size) * row_bytes;
-    F v[kVecs];
-    for (int c = 0; c < kVecs; ++c) {
-      v[c] = tail ? load_v_n(a.kv, row, d, tail) : load_v(a.kv, row, d + 16 * c);
-    }
-    for (int r = 0; r < kRows; ++r) {
-      const F p = f_set1(scores_of(a, i + r)[key - a.key0]);
-      for (int c = 0; c < kVecs; ++c) acc[r][c] = f_fma(p, v[c], acc[r][c]);
+    const uint8_t* row = v_block(a.kv, block, a.kv_head) + (start % a.kv.block_size) * row_bytes;
+    for (int key = start; key < smaller(start + 16, a.key1); ++key, row += row_bytes) {
+      F v[kVecs];
+      for (int c = 0; c < kVecs; ++c) {
+        v[c] = tail ? load_v_n(a.kv, row, d, tail) : load_v(a.kv, row, d + 16 * c);
+      }
+      for (int r = 0; r < kRows; ++r) {
+        const F p = f_set1(scores_of(a, i + r)[key - a.key0]);
+        for (int c = 0; c < kVecs; ++c) acc[r][c] = f_fma(p, v[c], acc[r][c]);
+      }
     }
   }
   for (int r = 0; r < kRows; ++r) {
@@ -174,7 +174,9 @@ inline void attend(const AttentionArgs& a, int i) {
   score_queries<kRows>(a, i);
   for (int r = 0; r < kRows; ++r) exponentials(a, i + r);
   int d = 0;
-  for (; d + 64 <= a.kv.head_dim; d += 64) weigh_values<kRows, 4>(a, i, d, 0);
+  for (; d + 16 * kValueVecs <= a.kv.head_dim; d += 16 * kValueVecs) {
+    weigh_values<kRows, kValueVecs>(a, i, d, 0);
+  }
   for (; d + 16 <= a.kv.head_dim; d += 16) weigh_values<kRows, 1>(a, i, d, 0);
   if (d < a.kv.head_dim) weigh_values<kRows, 1>(a, i, d, a.kv.head_dim - d);
 }
@@ -182,7 +184,7 @@ inline void attend(const AttentionArgs& a, int i) {
 inline void attention(const AttentionArgs& a) {
   int i = 0;
   for (; i + kQueryTile <= a.n_q; i += kQueryTile) attend<kQueryTile>(a, i);
-  for (; i + 2 <= a.n_q; i += 2) attend<2>(a, i);
+  for (; kQueryTile > 2 && i + 2 <= a.n_q; i += 2) attend<2>(a, i);
   for (; i < a.n_q; ++i) attend<1>(a, i);
 }
 

@@ -67,9 +67,7 @@ inline void rope(float* head, const float* cos, const float* sin, int half) {
 }
 
 // x / (1 + exp(-x))
-inline F f_silu(F x) {
-  return f_div(x, f_add(f_set1(1.0f), f_exp(f_sub(f_zero(), x))));
-}
+inline F f_silu(F x) { return f_div(x, f_add(f_set1(1.0f), f_exp(f_sub(f_zero(), x)))); }
 
 // x / 2 (1 + tanh(u)) = x / (1 + exp(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3)
 inline F f_gelu_tanh(F x) {
@@ -100,9 +98,7 @@ inline void scale(float* x, float s, int n) {
   }
 }
 
-inline F f_softcap(F x, float cap) {
-  return f_mul(f_set1(cap), f_tanh(f_div(x, f_set1(cap))));
-}
+inline F f_softcap(F x, float cap) { return f_mul(f_set1(cap), f_tanh(f_div(x, f_set1(cap)))); }
 
 inline void softcap(float* x, float cap, int n) {
   for (int i = 0; i < n; i += 16) {

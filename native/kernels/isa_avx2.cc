@@ -16,10 +16,12 @@ namespace {
 #include "kernels/elementwise.inl"
 #include "kernels/linear_float.inl"
 #include "kernels/linear_a8.inl"
+#include "kernels/a8_dot_avx2.inl"
+#include "kernels/linear_a8_tiled.inl"
 #include "kernels/attention.inl"
 #include "kernels/rows.inl"
 
-const LinearKernel kRows[] = {OCTAVO_PLAIN_A8_ROWS, OCTAVO_FLOAT_ROWS(true)};
+const LinearKernel kRows[] = {OCTAVO_TILED_A8_ROWS, OCTAVO_FLOAT_ROWS(true)};
 const KernelTable kTable = OCTAVO_TABLE(kRows);
 
 }  // namespace

@@ -19,21 +19,12 @@ namespace {
 #include "kernels/elementwise.inl"
 #include "kernels/linear_float.inl"
 #include "kernels/linear_a8.inl"
-#include "kernels/linear_a8_vnni.inl"
+#include "kernels/a8_dot_vnni.inl"
+#include "kernels/linear_a8_tiled.inl"
 #include "kernels/attention.inl"
 #include "kernels/rows.inl"
 
-const LinearKernel kRows[] = {
-    {OCTAVO_ROW_NAME("a8_w4"), Act::kA8, Code::kNibble, false, true, false,
-     linear_a8_vnni<Wide::kNibble>},
-    {OCTAVO_ROW_NAME("a8_lut4"), Act::kA8, Code::kNibble, true, true, false,
-     linear_a8_vnni<Wide::kLut>},
-    {OCTAVO_ROW_NAME("a8_w8"), Act::kA8, Code::kByte, false, true, false,
-     linear_a8_vnni<Wide::kByte>},
-    {OCTAVO_ROW_NAME("a8_lut8"), Act::kA8, Code::kByte, true, false, false,
-     linear_a8_plain<false, true>},
-    OCTAVO_FLOAT_ROWS(true),
-};
+const LinearKernel kRows[] = {OCTAVO_TILED_A8_ROWS, OCTAVO_FLOAT_ROWS(true)};
 const KernelTable kTable = OCTAVO_TABLE(kRows);
 
 }  // namespace

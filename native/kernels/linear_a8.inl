@@ -52,8 +52,7 @@ inline void linear_a8_plain(const PackedWeight& w, const ActView& x, int m, floa
     for (int r = 0; r < m; ++r) {
       const int8_t* q = x.q + static_cast<int64_t>(r) * x.k_pad;
       const float* sa = x.scale + static_cast<int64_t>(r) * (x.k_pad / x.a8_group);
-      f_store(y + r * ldy + 16 * p,
-              a8_plain<kNibble, kLut>(w, panel_at(w, p), q, sa, x.a8_group));
+      f_store(y + r * ldy + 16 * p, a8_plain<kNibble, kLut>(w, panel_at(w, p), q, sa, x.a8_group));
     }
   }
 }

@@ -1,5 +1,5 @@
-// bf16 weights times bf16 activations by vdpbf16ps: pairs of inputs ascending, one fp32 sum per output
-// in the rounding of the instruction. Four panels at once hide its latency at one row.
+// bf16 weights times bf16 activations by vdpbf16ps: pairs of inputs ascending, one fp32 sum per
+// output in the rounding of the instruction. Four panels at once hide its latency at one row.
 
 inline __m512bh as_bf16(__m512i v) { return reinterpret_cast<__m512bh>(v); }
 

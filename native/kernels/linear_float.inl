@@ -1,9 +1,8 @@
 // The codec path: a chunk of a panel is decoded to fp32 once, then multiplied by every row of
 // activations. It serves each (code, abf16 or a32); only the decoder differs.
 
-constexpr int kTilePanels = 4;   // panels at once for one row of activations (hides fma latency)
-constexpr int kTileRows = 4;     // rows at once otherwise, by two panels
-constexpr int kChunk = 128;      // inputs decoded at once: a multiple of kUnit
+constexpr int kTilePanels = 4;  // panels at once for one row of activations (hides fma latency)
+constexpr int kChunk = 128;     // inputs decoded at once: a multiple of kUnit
 
 struct Levels {
   float v[256];
@@ -176,18 +175,52 @@ inline void float_panels(const PackedWeight& w, const Levels& lv, const ActView&
       }
     }
     int r = 0;
+    if (kPanels < kTilePanels) {  // kFloatRows rows by kFloatPanels panels: what registers hold
+      constexpr int kRows = kPanels < kTilePanels ? kFloatRows : 1;
+      for (; r + kRows <= m; r += kRows) float_rows<kPanels, kRows, kRound>(x, c, k, r, y, ldy);
+    }
     if (kPanels < kTilePanels) {
-      for (; r + kTileRows <= m; r += kTileRows) {
-        float_rows<kPanels, kPanels < kTilePanels ? kTileRows : 1, kRound>(x, c, k, r, y, ldy);
-      }
+      for (; r + 2 <= m; r += 2) float_rows<kPanels, 2, kRound>(x, c, k, r, y, ldy);
     }
     for (; r < m; ++r) float_rows<kPanels, 1, kRound>(x, c, k, r, y, ldy);
+  }
+}
+
+// bf16 weights by one row, straight from their lines: the same sums without the detour of a chunk.
+template <int kPanels, bool kRound>
+inline void bf16_row(const PackedWeight& w, const ActView& x, int r, float* y, int p) {
+  const int64_t row = static_cast<int64_t>(r) * x.k_pad;
+  F acc[kPanels];
+  for (int i = 0; i < kPanels; ++i) acc[i] = f_zero();
+  for (int k = 0; k < w.k_pad; k += 2) {
+    const F even = f_set1(kRound ? bf16_value(x.bf16[row + k]) : x.f32[row + k]);
+    const F odd = f_set1(kRound ? bf16_value(x.bf16[row + k + 1]) : x.f32[row + k + 1]);
+    for (int i = 0; i < kPanels; ++i) {
+      const uint8_t* line = panel_at(w, p + i) + static_cast<int64_t>(k) * 32;
+      __builtin_prefetch(line + 1024);
+      const I pair = i_load(line);
+      acc[i] = f_fma(f_bf16_high(pair), odd, f_fma(f_bf16_low(pair), even, acc[i]));
+    }
+  }
+  for (int i = 0; i < kPanels; ++i) f_store(y + 16 * i, acc[i]);
+}
+
+template <bool kRound>
+inline void few_bf16_rows(const PackedWeight& w, const ActView& x, int m, float* y, int64_t ldy,
+                          int p0, int p1) {
+  int p = p0;
+  for (; p + kTilePanels <= p1; p += kTilePanels) {
+    for (int r = 0; r < m; ++r) bf16_row<kTilePanels, kRound>(w, x, r, y + r * ldy + 16 * p, p);
+  }
+  for (; p < p1; ++p) {
+    for (int r = 0; r < m; ++r) bf16_row<1, kRound>(w, x, r, y + r * ldy + 16 * p, p);
   }
 }
 
 template <bool kRound>
 inline void linear_float(const PackedWeight& w, const ActView& x, int m, float* y, int64_t ldy,
                          int p0, int p1) {
+  if (w.code == Code::kBf16 && m <= 2) return few_bf16_rows<kRound>(w, x, m, y, ldy, p0, p1);
   Levels lv;
   if (w.levels8 || w.levels) fill_levels(w, &lv);
   int p = p0;
@@ -196,10 +229,11 @@ inline void linear_float(const PackedWeight& w, const ActView& x, int m, float* 
       float_panels<kTilePanels, kRound>(w, lv, x, m, y + 16 * p, ldy, p);
     }
   }
-  for (; p + 2 <= p1; p += 2) float_panels<2, kRound>(w, lv, x, m, y + 16 * p, ldy, p);
+  for (; p + kFloatPanels <= p1; p += kFloatPanels) {
+    float_panels<kFloatPanels, kRound>(w, lv, x, m, y + 16 * p, ldy, p);
+  }
   for (; p < p1; ++p) float_panels<1, kRound>(w, lv, x, m, y + 16 * p, ldy, p);
 }
-
 
 inline void unpack_row(const PackedWeight& w, int row, float* out) {
   Levels lv;

@@ -53,6 +53,12 @@ inline I bf16_bits(F x) {
 }
 inline F f_round_bf16(F x) { return f_bits(i_shl(bf16_bits(x), 16)); }
 inline F f_load_bf16(const uint16_t* p) { return f_bits(i_shl(i_load_u16(p), 16)); }
+inline float bf16_value(uint16_t b) {
+  const uint32_t u = static_cast<uint32_t>(b) << 16;
+  float f;
+  __builtin_memcpy(&f, &u, 4);
+  return f;
+}
 inline F f_bf16_low(I pair) { return f_bits(i_shl(pair, 16)); }
 inline F f_bf16_high(I pair) {
   return f_bits(i_and(pair, i_set1(static_cast<int32_t>(0xffff0000u))));

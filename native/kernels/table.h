@@ -10,8 +10,8 @@
 
 namespace octavo {
 
-// y[r * ldy + i] for r < m, i in [16 p0, 16 p1): 16 floats per panel, padding rows included; i counts
-// from row 0 of the weight, whatever p0. y is overwritten.
+// y[r * ldy + i] for r < m, i in [16 p0, 16 p1): 16 floats per panel, padding rows included; i
+// counts from row 0 of the weight, whatever p0. y is overwritten.
 //
 // a8:    acc = sum over min(group, a8_group) inputs of (v * q), exact in int32;
 //        y = fma(float(acc), s * sa, y); with offsets then y = fma(float(sum q), o * sa, y)
@@ -42,17 +42,17 @@ enum class MlpAct : uint8_t { kSilu, kGeluTanh };
 //   o[d] = fma(p[j], v[j][d]) over j ascending, un-normalised
 struct AttentionArgs {
   KvLayerView kv;
-  const int32_t* block_table;  // of this sequence; -1 = absent (never visible)
+  const int32_t* block_table;                // of this sequence; -1 = absent (never visible)
   int32_t kv_head, n_q, key0, key1, window;  // key0 % 16 == 0; present keys < key1 were written
   const float* q;
   int64_t q_stride;
-  const int32_t* pos;  // [n_q]
+  const int32_t* pos;    // [n_q]
   float scale, softcap;  // softcap 0: none
   float* o;              // [n_q][head_dim]
   int64_t o_stride;
-  float* m;              // [n_q] maximum, -inf when the split holds no visible key
-  float* l;              // [n_q] sum of exponentials
-  float* scratch;        // at least n_q * (key1 - key0 rounded up to 16) floats
+  float* m;        // [n_q] maximum, -inf when the split holds no visible key
+  float* l;        // [n_q] sum of exponentials
+  float* scratch;  // at least n_q * (key1 - key0 rounded up to 16) floats
 };
 
 struct KernelTable {
@@ -71,9 +71,9 @@ struct KernelTable {
   void (*rope)(float* head, const float* cos, const float* sin, int half);
   // out[i] = act(gate[i]) * up[i]
   void (*act_mul)(MlpAct act, const float* gate, const float* up, int n, float* out);
-  void (*add)(float* x, const float* y, int n);            // x += y
-  void (*scale)(float* x, float s, int n);                 // x *= s
-  void (*softcap)(float* x, float cap, int n);             // x = cap * tanh(x / cap)
+  void (*add)(float* x, const float* y, int n);  // x += y
+  void (*scale)(float* x, float s, int n);       // x *= s
+  void (*softcap)(float* x, float cap, int n);   // x = cap * tanh(x / cap)
   // Writes K and V of one token (all kv heads; k and v are [kv_heads][head_dim]).
   void (*kv_write)(const KvLayerView& kv, int block, int slot, const float* k, const float* v);
   void (*attention)(const AttentionArgs& args);

@@ -1,5 +1,8 @@
 // Sixteen lanes in two AVX2 registers. The meaning of each function is in vec_generic.h.
 
+constexpr int kFloatPanels = 1, kFloatRows = 6;  // registers of a tile of fp32 sums
+constexpr int kQueryTile = 2, kValueVecs = 2;    // and of attention
+
 struct F {
   __m256 lo, hi;
 };

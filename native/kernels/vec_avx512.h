@@ -1,5 +1,8 @@
 // Sixteen lanes in one AVX-512 register. The meaning of each function is in vec_generic.h.
 
+constexpr int kFloatPanels = 2, kFloatRows = 4;  // registers of a tile of fp32 sums
+constexpr int kQueryTile = 4, kValueVecs = 4;    // and of attention
+
 using F = __m512;
 using I = __m512i;
 struct D {
@@ -20,7 +23,9 @@ inline F f_div(F a, F b) { return _mm512_div_ps(a, b); }
 inline F f_fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
 inline F f_max(F a, F b) { return _mm512_max_ps(a, b); }
 inline F f_min(F a, F b) { return _mm512_min_ps(a, b); }
-inline F f_rint(F a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline F f_rint(F a) {
+  return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
 inline F f_gt(F a, F b, F yes, F no) {
   return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), no, yes);
 }

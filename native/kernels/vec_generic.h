@@ -1,6 +1,9 @@
 // Sixteen lanes in plain C++: the vector type of the generic ISA and the meaning of all the others.
 // Included by one isa_*.cc only, inside its namespace.
 
+constexpr int kFloatPanels = 2, kFloatRows = 4;  // registers of a tile of fp32 sums
+constexpr int kQueryTile = 4, kValueVecs = 4;    // and of attention
+
 struct F {
   float v[16];
 };
@@ -151,7 +154,8 @@ inline I i_bits(F a) {
 }
 
 inline float half_to_float(uint16_t h) {
-  const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16, e = (h >> 10) & 31u, m = h & 1023u;
+  const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16, e = (h >> 10) & 31u,
+                 m = h & 1023u;
   uint32_t u = sign | (e == 31u ? 0x7f800000u : (e + 112u) << 23) | m << 13;
   if (e == 0) {
     const float f = static_cast<float>(m) * 0x1p-24f;

@@ -1,4 +1,5 @@
-// Round to nearest: src/octavo/formats/rounding.py states the arithmetic, this repeats it bit for bit.
+// Round to nearest: src/octavo/formats/rounding.py states the arithmetic, this repeats it bit for
+// bit.
 #include <algorithm>
 #include <optional>
 #include <string_view>
@@ -46,11 +47,16 @@ float ideal_step(Extremes e, Rule rule, int bits) {
   const float lo0 = std::min(e.lo, 0.0f), hi0 = std::max(e.hi, 0.0f);
   const float peak = std::max(-e.lo, e.hi);
   switch (rule) {
-    case Rule::kAbsmax: return peak / (half - 1.0f);
-    case Rule::kFull: return peak * 2.0f / (2.0f * half - 1.0f);
-    case Rule::kNoClip: return std::max(-lo0 / half, hi0 / (half - 1.0f));
-    case Rule::kMinmax: return (hi0 - lo0) / (2.0f * half - 1.0f);
-    case Rule::kSigned: break;
+    case Rule::kAbsmax:
+      return peak / (half - 1.0f);
+    case Rule::kFull:
+      return peak * 2.0f / (2.0f * half - 1.0f);
+    case Rule::kNoClip:
+      return std::max(-lo0 / half, hi0 / (half - 1.0f));
+    case Rule::kMinmax:
+      return (hi0 - lo0) / (2.0f * half - 1.0f);
+    case Rule::kSigned:
+      break;
   }
   return (-e.lo >= e.hi ? e.lo : e.hi) / -half;
 }
@@ -121,7 +127,8 @@ bool encode_rtn(const float* w, int rows, int k, int group, int bits, const std:
       const int start = g * size, n = std::min(size, k - start);
       const Group one = encode_group(w + row + start, n, *rule, bits, scale_f32 && !asymmetric,
                                      out->codes.data() + row + start);
-      const size_t at = static_cast<size_t>(r) * static_cast<size_t>(groups) + static_cast<size_t>(g);
+      const size_t at =
+          static_cast<size_t>(r) * static_cast<size_t>(groups) + static_cast<size_t>(g);
       out->scales[at] = one.scale;
       if (asymmetric) out->offsets[at] = one.offset;
     }

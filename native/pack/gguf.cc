@@ -56,10 +56,10 @@ bool gguf_affine(const std::string& type, const uint8_t* data, int rows, int k, 
   const size_t blocks = values / static_cast<size_t>(b->inputs);
   const size_t per_block = static_cast<size_t>(b->inputs / b->group);
   for (size_t i = 0; i < blocks; ++i) {
-    b->decode(data + i * static_cast<size_t>(b->bytes),
-              {out->codes.data() + i * static_cast<size_t>(b->inputs),
-               out->scales.data() + i * per_block,
-               b->has_offset ? out->offsets.data() + i * per_block : nullptr});
+    b->decode(
+        data + i * static_cast<size_t>(b->bytes),
+        {out->codes.data() + i * static_cast<size_t>(b->inputs), out->scales.data() + i * per_block,
+         b->has_offset ? out->offsets.data() + i * per_block : nullptr});
   }
   return true;
 }

@@ -21,10 +21,14 @@ bool has_codes(Code code) { return code == Code::kNibble || code == Code::kByte;
 
 int64_t code_bytes(Code code, int k_pad) {  // of a panel
   switch (code) {
-    case Code::kNibble: return static_cast<int64_t>(k_pad) * 8;
-    case Code::kByte: return static_cast<int64_t>(k_pad) * 16;
-    case Code::kBf16: return static_cast<int64_t>(k_pad) * 32;
-    case Code::kF32: break;
+    case Code::kNibble:
+      return static_cast<int64_t>(k_pad) * 8;
+    case Code::kByte:
+      return static_cast<int64_t>(k_pad) * 16;
+    case Code::kBf16:
+      return static_cast<int64_t>(k_pad) * 32;
+    case Code::kF32:
+      break;
   }
   return static_cast<int64_t>(k_pad) * 64;
 }

@@ -13,9 +13,9 @@ namespace octavo {
 // group >= k there is one scale a row.
 struct AffineRows {
   int rows = 0, k = 0, group = 0, zero = 0, bits = 8;
-  std::vector<uint8_t> codes;    // [rows][k]
-  std::vector<float> scales;     // [rows][k / group]
-  std::vector<float> offsets;    // [rows][k / group] or empty
+  std::vector<uint8_t> codes;  // [rows][k]
+  std::vector<float> scales;   // [rows][k / group]
+  std::vector<float> offsets;  // [rows][k / group] or empty
 };
 
 // Describes the panels of a weight before any row is known. bits > 4 is widened to kByte,
@@ -25,8 +25,9 @@ struct PackPlan {
   Code code = Code::kF32;
   int group = 0, zero = 0;
   bool scale_f32 = false, has_offset = false;
-  std::vector<int8_t> levels8;  // 16 entries for kNibble, 256 for kByte (fill up with zeros), or none
-  std::vector<float> levels;    // likewise
+  // Codebooks: 16 entries for kNibble, 256 for kByte (filled up with zeros), or none.
+  std::vector<int8_t> levels8;
+  std::vector<float> levels;
 };
 
 int64_t packed_bytes(const PackPlan& plan);  // panels, 64-byte aligned
@@ -34,10 +35,11 @@ int64_t packed_bytes(const PackPlan& plan);  // panels, 64-byte aligned
 PackedWeight packed_view(const PackPlan& plan, uint8_t* data);
 
 // Writes rows [row0, row0 + rows.rows) into the panels, padded inputs included. Row ranges may come
-// in any order, from several threads if they don't overlap; padding rows and the gaps between panels
-// are cleared by `clear_padding`, once.
+// in any order, from several threads if they don't overlap; padding rows and the gaps between
+// panels are cleared by `clear_padding`, once.
 void pack_affine(const PackPlan& plan, uint8_t* data, int row0, const AffineRows& rows);
-void pack_f32(const PackPlan& plan, uint8_t* data, int row0, int rows, const float* w);  // kF32, kBf16
+void pack_f32(const PackPlan& plan, uint8_t* data, int row0, int rows,
+              const float* w);  // kF32, kBf16
 void clear_padding(const PackPlan& plan, uint8_t* data);
 
 // GGUF blocks -> affine rows (exact). type: "Q4_0" ... "IQ4_XS". Returns false for an unknown type.
@@ -48,13 +50,13 @@ bool gguf_plan(const std::string& type, int n, int k, PackPlan* out);
 bool gguf_dequantize(const std::string& type, const uint8_t* data, int rows, int k, float* out);
 int64_t gguf_row_bytes(const std::string& type, int k);
 
-// Round to nearest, bit-equal to octavo.formats (rounding.py states the arithmetic): w [rows][k] fp32,
-// finite, to codes and scales per `group` inputs (group >= k: per channel). convention: "absmax",
-// "full", "signed", "no_clip" (symmetric: zero = 2^(bits-1)) or "minmax" (an integer zero point z per
-// group, given as offsets -s * z with zero = 0; the scales are fp16 values whatever `scale_f32`, so
-// that the offsets are exact, and the plan needs scale_f32). Scales are rounded to fp16 before the
-// codes are computed unless scale_f32; one beyond fp16's range becomes infinite (to be checked by
-// the caller). False: no such convention, or bits not in 2..8.
+// Round to nearest, bit-equal to octavo.formats (rounding.py states the arithmetic): w [rows][k]
+// fp32, finite, to codes and scales per `group` inputs (group >= k: per channel). convention:
+// "absmax", "full", "signed", "no_clip" (symmetric: zero = 2^(bits-1)) or "minmax" (an integer zero
+// point z per group, given as offsets -s * z with zero = 0; the scales are fp16 values whatever
+// `scale_f32`, so that the offsets are exact, and the plan needs scale_f32). Scales are rounded to
+// fp16 before the codes are computed unless scale_f32; one beyond fp16's range becomes infinite (to
+// be checked by the caller). False: no such convention, or bits not in 2..8.
 bool encode_rtn(const float* w, int rows, int k, int group, int bits, const std::string& convention,
                 bool scale_f32, AffineRows* out);
 

@@ -57,6 +57,14 @@ def test_without_decoding_there_is_no_share(capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.usefixtures("llm")
+def test_lossy_format_says_so_on_the_first_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*WORDS, "--format", "int4_g32"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("requantized, quality not measured (int4_g32, int8_g32;")
+    assert lines[2].startswith("| model")
+
+
+@pytest.mark.usefixtures("llm")
 def test_nothing_to_measure_is_a_clear_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "tiny", "-p", "0", "-n", "0"]) == 2
     assert "-p or -n" in capsys.readouterr().err

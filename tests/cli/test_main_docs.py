@@ -19,7 +19,9 @@ def shown_commands() -> list[str]:
     found = {
         command.replace("\\|", "|")
         for page in PAGES
-        for command in re.findall(r"`(octavo [a-z][^`]*)`", (DOCS / page).read_text(encoding="utf-8"))
+        for command in re.findall(
+            r"`(octavo [a-z][^`]*)`", (DOCS / page).read_text(encoding="utf-8")
+        )
         if "COMMAND" not in command and "[" not in command
     }
     return sorted(found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from octavo._native import testing
+
 from support.packed_weights import FORMS, ISAS, Form, bf16, make_case
 
 SHAPES = [(1, 32), (16, 64), (17, 48), (40, 96), (5, 33)]

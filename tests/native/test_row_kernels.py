@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from octavo._native import testing
+
 from support.packed_weights import ISAS
 
 U = 2.0**-24
@@ -150,7 +151,7 @@ def gelu_tanh(x: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("n", [1, 16, 31, 4001])
 def test_act_mul(isa: str, n: int) -> None:
-    """An error of d in the argument of exp is an error of d in it: 4 roundings of |2 u(x)| u each."""
+    """An error in the argument of exp is one in its result: 4 roundings, each |2 u(x)| u."""
     gate, up = row(n, 13, 4), row(n, 14)
     wide = gate.astype(np.float64)
     silu = wide / (1 + np.exp(-wide))

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING
 import click
 
 from octavo.cli.options import json_option, runtime_config, runtime_options
-from octavo.cli.output import emit_json, human_binary, human_decimal, markdown_table
+from octavo.cli.output import (
+    emit_json,
+    human_binary,
+    human_decimal,
+    markdown_table,
+    requantized_line,
+)
 
 if TYPE_CHECKING:
     from octavo.backends.base import Receipt, RuntimeConfig
@@ -44,7 +50,6 @@ def command(
     reads is read by as many threads: that speed is the roof over decoding.
     """
     from octavo.api import LLM
-
     from octavo.evals.throughput import measure, speed_tests
 
     wanted = speed_tests(prompt, count, depth)
@@ -55,6 +60,8 @@ def command(
         if as_json:
             emit_json(_as_json(model, llm.spec, receipt, result))
         else:
+            if receipt.requantized:
+                click.echo(requantized_line(use.format for use in receipt.kernels) + "\n")
             click.echo(_table(model, llm.spec, receipt, result))
             click.echo("\n" + _roof_line(receipt, result))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import click
@@ -87,6 +87,12 @@ def summary_line(rate: float, bytes_per_token: int, kernels: Sequence[str], thre
         f"{threads} thread" + ("s" if threads != 1 else ""),
     ]
     return " · ".join(part for part in parts if part)
+
+
+def requantized_line(formats: Iterable[str]) -> str:
+    """What the first line says when a lossy format was asked for."""
+    names = ", ".join(sorted(set(formats)))
+    return f"requantized, quality not measured ({names}; the reference is the file as it is)"
 
 
 def fields(values: Mapping[str, str]) -> str:

@@ -15,7 +15,7 @@ from octavo.cli.options import (
     sampling_options,
     sampling_params,
 )
-from octavo.cli.output import emit_json, summary_line
+from octavo.cli.output import emit_json, requantized_line, summary_line
 from octavo.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def command(model: str, prompt: str, raw: bool, as_json: bool) -> None:
     with LLM(model, format=config.format, config=config) as llm:
         receipt = llm.receipt()
         if receipt.requantized and not as_json:
-            click.echo(_warning(receipt))
+            click.echo(requantized_line(use.format for use in receipt.kernels))
         completion = _answer(llm, text, params, raw, show=not as_json)
         if as_json:
             emit_json(_as_json(model, config.format, completion, receipt))
@@ -58,11 +58,6 @@ def _read(prompt: str) -> str:
     if not text:
         raise UserError("the prompt is empty: give a text, or - to read it from standard input")
     return text
-
-
-def _warning(receipt: Receipt) -> str:
-    formats = ", ".join(sorted({use.format for use in receipt.kernels}))
-    return f"requantized, quality not measured ({formats}; the reference is the file as it is)"
 
 
 def _answer(llm: LLM, text: str, params: SamplingParams, raw: bool, show: bool) -> Completion:

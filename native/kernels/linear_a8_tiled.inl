@@ -1,0 +1,126 @@
+// Integer products in tiles that stay in registers, over the dot of the ISA (a8_dot_*.inl). The
+// zero point is folded into the start of each integer sum, -zero * sum(q). No horizontal sums. An
+// output doesn't depend on the shape of its tile.
+
+constexpr int kPrefetchAhead = 2048;  // bytes; about what a core has in flight
+
+template <int kStep, int kPanels, int kRows>
+OCTAVO_INLINE int32_t step_sum(const A8Tile<kPanels, kRows>& t, int r, int k) {
+  if (kStep == 16) return sum16(t.q[r] + k);
+  const int32_t* unit = t.sum[r] + k / kUnit;
+  return kStep == 64 ? unit[0] + unit[1] : unit[0];
+}
+
+template <int kStep, int kPanels, int kRows>
+OCTAVO_INLINE void start_step(A8Tile<kPanels, kRows>& t, int k) {
+  for (int r = 0; r < kRows; ++r) {
+    const I start = i_set1(-t.zero * step_sum<kStep>(t, r, k));
+    for (int p = 0; p < kPanels; ++p) t.acc[p][r] = start;
+  }
+}
+
+// y = fma(float(acc), s * sa, y), then the offsets.
+template <int kStep, int kPanels, int kRows>
+OCTAVO_INLINE void finish_step(const PackedWeight& w, A8Tile<kPanels, kRows>& t, int k, int group,
+                               int a8_shift) {
+  F s[kPanels];
+  for (int p = 0; p < kPanels; ++p) s[p] = load_scale(w, t.panel[p] + w.scale_offset, group);
+  for (int r = 0; r < kRows; ++r) {
+    const F sa = f_set1(t.sa[r][k >> a8_shift]);
+    for (int p = 0; p < kPanels; ++p) {
+      t.y[p][r] = f_fma(f_of_int(t.acc[p][r]), f_mul(s[p], sa), t.y[p][r]);
+    }
+  }
+  if (!w.has_offset) return;
+  for (int p = 0; p < kPanels; ++p) s[p] = load_scale(w, t.panel[p] + w.offset_offset, group);
+  for (int r = 0; r < kRows; ++r) {
+    const F sa = f_set1(t.sa[r][k >> a8_shift]);
+    const F sum = f_set1(static_cast<float>(step_sum<kStep>(t, r, k)));
+    for (int p = 0; p < kPanels; ++p) t.y[p][r] = f_fma(sum, f_mul(s[p], sa), t.y[p][r]);
+  }
+}
+
+template <int kPanels, int kRows>
+OCTAVO_INLINE void open_tile(const PackedWeight& w, const ActView& x, int p, int r,
+                             A8Tile<kPanels, kRows>& t) {
+  for (int i = 0; i < kPanels; ++i) t.panel[i] = panel_at(w, p + i);
+  for (int i = 0; i < kRows; ++i) {
+    const int64_t row = r + i;
+    t.q[i] = x.q + row * x.k_pad;
+    t.sa[i] = x.scale + row * (x.k_pad / x.a8_group);
+    t.sum[i] = x.sum + row * (x.k_pad / kUnit);
+    for (int j = 0; j < kPanels; ++j) t.y[j][i] = f_zero();
+  }
+  t.zero = w.levels8 ? kLutZero : w.zero;
+  t.table = w.levels8 ? lut_of(w.levels8) : i_set1(0);
+}
+
+template <Wide kMode, int kStep, int kPanels, int kRows>
+inline void a8_tile(const PackedWeight& w, const ActView& x, int p, int r, float* y, int64_t ldy) {
+  constexpr int kBlock = kStep == 64 ? 64 : kUnit, kUnitBytes = kMode == Wide::kByte ? 512 : 256;
+  A8Tile<kPanels, kRows> t;
+  open_tile(w, x, p, r, t);
+  const int a8_shift = x.a8_group == 64 ? 6 : 5, group_inputs = w.group;
+  int group = 0, left = group_inputs;  // instead of a division per step
+  for (int k = 0; k < w.k_pad; k += kBlock) {
+    if (kPanels == 1) {
+      const uint8_t* ahead = t.panel[0] + static_cast<int64_t>(k / kUnit) * kUnitBytes;
+      for (int i = 0; i < kBlock / kUnit * kUnitBytes; i += 64) {
+        __builtin_prefetch(ahead + kPrefetchAhead + i);
+      }
+    }
+    for (int part = 0; part < kBlock; part += kStep) {
+      start_step<kStep>(t, k + part);
+      if (kStep == 16) {
+        part == 0 ? dot_unit<kMode>(t, k / kUnit, 0) : dot_unit<kMode>(t, k / kUnit, 1);
+      } else {
+        for (int u = 0; u < kStep / kUnit; ++u) dot_unit<kMode>(t, k / kUnit + u, 2);
+      }
+      finish_step<kStep>(w, t, k + part, group, a8_shift);
+      left -= kStep;
+      group += left == 0 ? 1 : 0;
+      left = left == 0 ? group_inputs : left;
+    }
+  }
+  for (int i = 0; i < kPanels; ++i) {
+    for (int j = 0; j < kRows; ++j) f_store(y + (r + j) * ldy + 16 * (p + i), t.y[i][j]);
+  }
+}
+
+// All rows of kPanels panels, in tiles of at most kMost rows.
+template <Wide kMode, int kStep, int kPanels, int kMost>
+inline void a8_rows(const PackedWeight& w, const ActView& x, int m, int p, float* y, int64_t ldy) {
+  int r = 0;
+  for (; r + kMost <= m; r += kMost) a8_tile<kMode, kStep, kPanels, kMost>(w, x, p, r, y, ldy);
+  if (kMost > 4 && r + 4 <= m) {
+    a8_tile<kMode, kStep, kPanels, 4>(w, x, p, r, y, ldy);
+    r += 4;
+  }
+  if (r + 2 <= m) {
+    a8_tile<kMode, kStep, kPanels, 2>(w, x, p, r, y, ldy);
+    r += 2;
+  }
+  if (r < m) a8_tile<kMode, kStep, kPanels, 1>(w, x, p, r, y, ldy);
+}
+
+template <Wide kMode, int kStep>
+inline void a8_panels(const PackedWeight& w, const ActView& x, int m, float* y, int64_t ldy, int p0,
+                      int p1) {
+  int p = p0;
+  if (m > kFlatRows) {
+    for (; p + kTallPanels <= p1; p += kTallPanels)
+      a8_rows<kMode, kStep, kTallPanels, kTallRows>(w, x, m, p, y, ldy);
+  }
+  for (; p < p1; ++p) a8_rows<kMode, kStep, 1, kFlatRows>(w, x, m, p, y, ldy);
+}
+
+template <Wide kMode>
+inline void linear_a8_tiled(const PackedWeight& w, const ActView& x, int m, float* y, int64_t ldy,
+                            int p0, int p1) {
+  const int step = smaller(w.group, x.a8_group);
+  if (step == 16) return a8_panels<kMode, 16>(w, x, m, y, ldy, p0, p1);
+  if (step == 32) return a8_panels<kMode, 32>(w, x, m, y, ldy, p0, p1);
+  a8_panels<kMode, 64>(w, x, m, y, ldy, p0, p1);
+}
+
+#undef OCTAVO_INLINE
