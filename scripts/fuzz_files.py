@@ -205,6 +205,8 @@ def _repeat(data: bytearray, layout: Layout, rng: random.Random) -> None:
 def _repeat_counted(data: bytearray, layout: Layout, rng: random.Random) -> None:
     """An entry occurs twice and the counts say so: only the name is wrong."""
     start, stop = rng.choice(layout.entries)
+    if len(data) < 24:  # an earlier mutation cut the counts off
+        return
     is_value = layout.entries.index((start, stop)) < len(layout.entries) - data[8]
     where = 16 if is_value else 8
     data[start:start] = data[start:stop]
