@@ -14,6 +14,8 @@ MAX_CPP_FILE = 600
 MAX_FUNCTION = 80
 MAX_PARAMETERS = 8
 MAX_MEDIAN = 10
+# Jinja calls macros and filters with keywords of the template's own: that signature is not ours.
+FOREIGN_SIGNATURES = ("src/octavo/io/template_sandbox.py",)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -46,7 +48,7 @@ def python_faults(path: Path) -> Iterator[str]:
             yield f"{where}:{node.lineno} {node.name}: {length(node)} lines, limit {MAX_FUNCTION}"
         if parameters(node) > MAX_PARAMETERS and not is_command(node):
             yield f"{where}:{node.lineno} {node.name}: {parameters(node)} parameters"
-        if node.args.kwarg is not None:
+        if node.args.kwarg is not None and str(where) not in FOREIGN_SIGNATURES:
             yield f"{where}:{node.lineno} {node.name}: takes **{node.args.kwarg.arg}"
 
 
