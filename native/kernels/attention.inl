@@ -184,6 +184,7 @@ inline void attend(const AttentionArgs& a, int i) {
 inline void attention(const AttentionArgs& a) {
   int i = 0;
   for (; i + kQueryTile <= a.n_q; i += kQueryTile) attend<kQueryTile>(a, i);
+  if (kQueryTile > 3 && a.n_q - i == 3) return attend<3>(a, i);
   for (; kQueryTile > 2 && i + 2 <= a.n_q; i += 2) attend<2>(a, i);
   for (; i < a.n_q; ++i) attend<1>(a, i);
 }

@@ -8,8 +8,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from octavo._native import testing
 
+from octavo._native import testing
 from support.packed_weights import ISAS
 
 U = 2.0**-24

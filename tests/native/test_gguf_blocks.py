@@ -6,8 +6,8 @@ import gguf
 import numpy as np
 import pytest
 from gguf.quants import dequantize
-from octavo._native import testing
 
+from octavo._native import testing
 from support.packed_weights import ISAS
 
 BLOCKS = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL"]

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from octavo._native import testing
 
+from octavo._native import testing
 from support.packed_weights import BY_NAME, FORMS, ISAS, Case, Form, a8_group, bf16, make_case
 
 SHAPES = [(16, 32), (40, 96), (33, 40), (16, 320), (97, 192), (5, 256)]

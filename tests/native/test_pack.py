@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from octavo._native import testing
 
+from octavo._native import testing
+from octavo.formats.granularity import PerGroup
+from octavo.formats.number_format import NumberFormat
+from octavo.formats.rtn import encode
 from support.packed_weights import FORMS, ISAS, Form, bf16, make_case
 
 SHAPES = [(1, 32), (16, 64), (17, 48), (40, 96), (5, 33)]
@@ -136,3 +139,26 @@ def test_rounding_takes_whole_rows_and_refuses_nonsense() -> None:
     for bits, convention in [(9, "absmax"), (1, "absmax"), (4, "nearest")]:
         with pytest.raises(ValueError, match="no such convention"):
             testing.encode_rtn(w, 32, bits, convention, True)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("scale", ["fp16", "fp32"])
+@pytest.mark.parametrize("convention", ["absmax", "full", "signed", "no_clip"])
+def test_rounding_equals_the_encoder_of_formats(bits: int, scale: str, convention: str) -> None:
+    w = np.random.default_rng(8).standard_normal((9, 96)).astype(np.float32)
+    format = NumberFormat("int", bits, PerGroup(32), scale=scale)
+    want = encode(w, format, convention).affine()
+    codes, scales, _, zero = testing.encode_rtn(w, 32, bits, convention, scale == "fp32")
+    np.testing.assert_array_equal(codes, want.codes)
+    np.testing.assert_array_equal(scales, want.scales)
+    assert zero == want.zero
+
+
+def test_rounding_with_zero_points_equals_the_encoder_of_formats() -> None:
+    w = np.random.default_rng(9).standard_normal((9, 96)).astype(np.float32) + np.float32(0.5)
+    format = NumberFormat("int", 4, PerGroup(32), zero="int", scale="fp16")
+    tensor = encode(w, format, "minmax")
+    codes, scales, offsets, zero = testing.encode_rtn(w, 32, 4, "minmax", True)
+    packed = testing.packed(9, 96, "nibble", 32, zero, True, True)
+    packed.pack_affine(0, codes, scales, offsets)
+    np.testing.assert_array_equal(packed.unpack(), tensor.dequantize())
