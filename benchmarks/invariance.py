@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from octavo.backends.native.backend import load
 from octavo.backends.base import WANT_LOGITS, WANT_NOTHING, WANT_TOKEN, RuntimeConfig, StepBatch
+from octavo.backends.native.backend import load
 from octavo.backends.native.executor import NativeExecutor
 from octavo.io.checkpoint import OpenModel, open_model
 from octavo.io.hub import resolve_model
