@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from octavo.backends.native.backend import load
 from octavo.backends.base import WANT_LOGITS, WANT_NOTHING, WANT_TOKEN, RuntimeConfig, StepBatch
+from octavo.backends.native.backend import load
 from octavo.backends.native.executor import NativeExecutor
+from octavo.evals.kernel_check import runnable_isas
 from octavo.io.checkpoint import OpenModel, open_model
 from octavo.io.hub import resolve_model
 from octavo.io.tokenizer import load_tokenizer
@@ -120,7 +121,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="accepted for symmetry: always JSON")
     arguments = parser.parse_args()
     cases: dict[str, list[bool]] = {}
-    isas = native.available_isas()
+    isas = runnable_isas()
     with open_model(resolve_model(arguments.model)) as model:
         tokenizer = load_tokenizer(model.path, model.metadata if model.kind == "gguf" else None)
         prompts = [tokenizer.encode(sentence) for sentence in SENTENCES]

@@ -9,7 +9,9 @@ with a smaller margin are excluded, and counted.
 Rounding activations to integers makes the plan discontinuous: a difference of 1e-7 before a
 rounding may become one step after it, in fp32 against fp64 as in native against fp32. The
 tolerance then measures that, and excludes more. `--activations a32 --kv fp32` compares the
-arithmetic alone.
+arithmetic alone. For a plan that rounds, the divergence from the plan without roundings is compared
+as well: native's and the rounding reference's are samples of the same noise
+(docs/decisions/0001-how-native-is-held-to-the-reference.md).
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from octavo.backends.native.backend import load
 from octavo.backends.base import WANT_TOKEN, RuntimeConfig
+from octavo.backends.native.backend import load
 from octavo.backends.reference.decoder import ReferenceDecoder
 from octavo.backends.reference.executor import load_reference
 from octavo.backends.reference.options import ReferenceOptions
@@ -35,6 +37,7 @@ from octavo.io.hub import resolve_model
 from octavo.io.tokenizer import load_tokenizer
 
 F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
 PROMPT_TOKENS = 32
 
 
@@ -93,6 +96,40 @@ def margins(logits: F32) -> F32:
     return np.asarray(best[:, 1] - best[:, 0])
 
 
+def divergence(base: F32, other: F32) -> F64:
+    """KL(base || other) of each row of logits, in nats."""
+    p, q = (log_softmax(x) for x in (base, other))
+    return np.asarray((np.exp(p) * (p - q)).sum(-1))
+
+
+def log_softmax(logits: F32) -> F64:
+    x = logits.astype(np.float64)
+    x -= x.max(-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+def noise(
+    model: OpenModel, config: RuntimeConfig, texts: list[Text], ours: list[F32]
+) -> dict[str, float | bool]:
+    """Divergence from the plan without roundings, of native and of the rounding reference."""
+    exact = replace(config, activations="a32", kv_format="fp32")
+    decoder = load_reference(model.source, model.spec, exact).decoder
+    native, reference = [], []
+    for text, logits in zip(texts, ours, strict=True):
+        base = decoder.logits(text.tokens[:-1])[text.prompt - 1 :]
+        native.append(divergence(base, logits))
+        reference.append(divergence(base, text.logits))
+    difference = np.concatenate(native) - np.concatenate(reference)
+    error = float(difference.std(ddof=1) / np.sqrt(len(difference)))
+    return {
+        "kl_native": float(np.concatenate(native).mean()),
+        "kl_reference": float(np.concatenate(reference).mean()),
+        "kl_difference": float(difference.mean()),
+        "kl_difference_error": error,
+        "kl_no_worse": bool(difference.mean() <= 2 * error),
+    }
+
+
 def native_logits(scorer: ExecutorScorer, text: Text) -> F32:
     blocks = scorer.logits(text.tokens[:-1], text.prompt - 1, 64)
     return np.concatenate([block.copy() for block in blocks])
@@ -115,17 +152,20 @@ def compare(
     sequence, scorer = SingleSequence(executor), ExecutorScorer(executor, "native")
     disagree = excluded = 0
     worst = 0.0
-    for text in texts:
-        ours, clear = native_logits(scorer, text), margins(text.logits) > 2 * tolerance
-        same = ours.argmax(-1) == text.logits.argmax(-1)
+    ours = [native_logits(scorer, text) for text in texts]
+    for text, logits in zip(texts, ours, strict=True):
+        clear = margins(text.logits) > 2 * tolerance
+        same = logits.argmax(-1) == text.logits.argmax(-1)
         disagree += int((clear & ~same).sum())
         excluded += int((~clear).sum())
-        worst = max(worst, float(np.abs(ours - text.logits).max()))
+        worst = max(worst, float(np.abs(logits - text.logits).max()))
     run = free_running(sequence, texts[0])
     first_unclear = int(np.append(margins(texts[0].logits) <= 2 * tolerance, True).argmax())
     positions = sum(len(t.logits) for t in texts)
     scorer.close()
+    plain = config.activations == "a32" and config.kv_format == "fp32"
     return {
+        **({} if plain else noise(model, config, texts, ours)),
         "positions": positions,
         "disagreements": disagree,
         "excluded": excluded,

@@ -33,16 +33,19 @@ def pack_all(
 def _pack(
     pool: ThreadPoolExecutor, arena: _native.Arena, view: TensorView, item: Storage
 ) -> _native.Weight:
+    ranges = list(_encoded_ranges(item) if item.method == "encoded" else _ranges(item.shape))
     if item.method == "encoded":
-        weight = _pack_encoded(arena, view, item)
+        first = _encoded(view, item, *ranges.pop(0))
+        weight = _native.Weight(arena, _completed(item, first))
+        _pack_affine(weight, first, item, 0)
+        one = partial(_pack_encoded, weight, view, item)
     else:
         weight = _native.Weight(arena, pack_plan(item))
-        ranges = list(_ranges(item.shape))
         one = partial(_pack_rows, weight, view, item)
-        if len(ranges) == 1:
-            one(*ranges[0])
-        else:
-            list(pool.map(one, *zip(*ranges, strict=True)))
+    if len(ranges) == 1:  # handing it to a thread costs more than it saves
+        one(*ranges.pop())
+    for _ in pool.map(one, *zip(*ranges, strict=True)):
+        pass  # raises what a range raised
     view.drop()
     return weight
 
@@ -64,15 +67,14 @@ def _pack_rows(
         weight.pack_rounded(raw.type, data, start, item.format.bits, item.convention)
 
 
-def _pack_encoded(arena: _native.Arena, view: TensorView, item: Storage) -> _native.Weight:
-    weight: _native.Weight | None = None
-    for start, stop in _encoded_ranges(item):
-        rows = _encoded(view, item, start, stop)
-        if weight is None:
-            weight = _native.Weight(arena, _completed(item, rows))
-        weight.pack_affine(rows.codes, rows.scales, rows.offsets, item.format.bits, start)
-    assert weight is not None  # shapes are not empty
-    return weight
+def _pack_encoded(
+    weight: _native.Weight, view: TensorView, item: Storage, start: int, stop: int
+) -> None:
+    _pack_affine(weight, _encoded(view, item, start, stop), item, start)
+
+
+def _pack_affine(weight: _native.Weight, rows: AffineRows, item: Storage, start: int) -> None:
+    weight.pack_affine(rows.codes, rows.scales, rows.offsets, item.format.bits, start)
 
 
 def _encoded(view: TensorView, item: Storage, start: int, stop: int) -> AffineRows:
