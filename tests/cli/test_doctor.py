@@ -12,6 +12,7 @@ from octavo.core.errors import UnsupportedError
 from octavo.core.hardware import probe
 from octavo.evals import kernel_check
 from octavo.evals.kernel_check import KernelCheck
+from octavo.io.cache import cache_root
 
 
 def fake_checks(monkeypatch: pytest.MonkeyPatch, *checks: KernelCheck) -> None:
@@ -43,6 +44,9 @@ def test_json_holds_the_machine_and_every_kernel(
         {"isa": "generic", "kernel": "k", "error_over_bound": 0.25, "ok": True}
     ]
     assert report["packages"]["click"]
+    assert report["bandwidth"]["bytes_per_second"] > 0
+    assert report["bandwidth"]["bytes"] >= 4 * max((c.size for c in probe().caches), default=0)
+    assert report["model_cache"] == str(cache_root())
 
 
 def test_wrong_kernel_is_named_and_the_status_is_ours(

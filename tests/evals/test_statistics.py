@@ -34,7 +34,7 @@ def test_the_means_interval_covers_the_truth(rho: float) -> None:
 
 def test_single_token_blocks_would_not_cover_correlated_text() -> None:
     rng = np.random.default_rng(1)
-    values = [correlated(rng, LENGTH, 0.6) for _ in range(20)]
+    values = [correlated(rng, LENGTH, 0.6) for _ in range(8)]
     alone = np.mean([Blocks(LENGTH, size=1).mean(v).error for v in values])
     blocked = np.mean([Blocks(LENGTH).mean(v).error for v in values])
     # the true ratio is sqrt((1 + rho) / (1 - rho)) = 2

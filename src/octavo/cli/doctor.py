@@ -14,8 +14,10 @@ from octavo.cli.options import json_option
 from octavo.cli.output import emit_json, fields, human_binary
 from octavo.core.errors import UserError
 from octavo.core.hardware import Machine, check_platform, probe
+from octavo.io.cache import cache_root
 
 if TYPE_CHECKING:
+    from octavo.evals.bandwidth import Bandwidth
     from octavo.evals.kernel_check import KernelCheck
 
 ISA_FLAGS = {
@@ -35,6 +37,7 @@ def command(as_json: bool) -> int:
     check_platform()
     machine = probe()
     isas, checks, problem = _native()
+    bandwidth = memory_speed(machine)
     wrong = [check for check in checks if not check.ok]
     if as_json:
         emit_json(
@@ -43,6 +46,8 @@ def command(as_json: bool) -> int:
                 "machine": machine,
                 "processor_isas": available_isas(machine),
                 "isas": isas,
+                "bandwidth": bandwidth,
+                "model_cache": str(cache_root()),
                 "forced_isa": os.environ.get("OCTAVO_ISA"),
                 "packages": versions(),
                 "kernels": [{**_plain(check), "ok": check.ok} for check in checks],
@@ -51,7 +56,14 @@ def command(as_json: bool) -> int:
             }
         )
     else:
-        click.echo(fields({**_machine_lines(machine), **_kernel_lines(machine, isas, checks)}))
+        lines = {
+            **_machine_lines(machine),
+            "memory read": f"{bandwidth.bytes_per_second / 1e9:.1f} GB/s by {bandwidth.threads} "
+            f"threads ({bandwidth.probe} probe, buffer of {human_binary(bandwidth.bytes)})",
+            "model cache": str(cache_root()),
+            **_kernel_lines(machine, isas, checks),
+        }
+        click.echo(fields(lines))
         for check in wrong:
             click.echo(f"WRONG: {check.isa} {check.kernel}: {check.error_over_bound:.3g} x bound")
         if problem:
@@ -67,6 +79,14 @@ def _native() -> tuple[tuple[str, ...], tuple[KernelCheck, ...], str]:
         return runnable_isas(), check_kernels(), ""
     except UserError as error:
         return (), (), str(error)
+
+
+def memory_speed(machine: Machine) -> Bandwidth:
+    """Read speed from beyond the largest cache, by all threads."""
+    from octavo.evals.bandwidth import read_bandwidth
+
+    largest = max((cache.size for cache in machine.caches), default=0)
+    return read_bandwidth(max(64 << 20, 4 * largest), machine.threads)
 
 
 def available_isas(machine: Machine) -> tuple[str, ...]:
