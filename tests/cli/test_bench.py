@@ -77,6 +77,13 @@ def test_share_is_bytes_times_rate_over_the_probes_median() -> None:
     assert decode_share(receipt, BenchResult(speeds, probes)) == (2e5, 1e6, 0.2)
 
 
+def test_model_column_is_short(llm: FakeLLM, capsys: pytest.CaptureFixture[str]) -> None:
+    del llm
+    words = ["bench", "/some/where/small.gguf", *WORDS[2:]]
+    assert main(words) == 0
+    assert "| small int4_g32 |" in capsys.readouterr().out
+
+
 def test_parameters_count_a_tied_embedding_once() -> None:
     # vocab 10 x 2, one layer: q k v o of 2 x 2, gate up down of 2 x 2, three norms of 2
     assert parameters(tiny_spec(10)) == 20 + 4 * 4 + 3 * 4 + 3 * 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -77,7 +78,7 @@ def _config(config: RuntimeConfig, threads: int, wanted: tuple[SpeedTest, ...]) 
 def _table(model: str, spec: DecoderSpec, receipt: Receipt, result: BenchResult) -> str:
     rows = [
         (
-            f"{model} {_format(receipt)}",
+            f"{_short(model)} {_format(receipt)}",
             human_binary(receipt.packed_bytes),
             f"{parameters(spec) / 1e6:.2f} M",
             f"{receipt.backend} {receipt.isa}",
@@ -88,6 +89,11 @@ def _table(model: str, spec: DecoderSpec, receipt: Receipt, result: BenchResult)
         for speed in result.speeds
     ]
     return markdown_table(HEADER, rows, ("left",) + ("right",) * 2 + ("left",) + ("right",) * 3)
+
+
+def _short(model: str) -> str:
+    """A path's last part, so that the table stays narrow."""
+    return Path(model).name.removesuffix(".gguf") or model
 
 
 def _format(receipt: Receipt) -> str:
@@ -127,7 +133,7 @@ def _roof_line(receipt: Receipt, result: BenchResult) -> str:
     reached, roof, ratio = share
     return (
         f"decode reads {size}/token: {reached / 1e9:.1f} GB/s, {ratio:.0%} of the "
-        f"{roof / 1e9:.1f} GB/s that {probe.threads} threads read in the same run "
+        f"{roof / 1e9:.1f} GB/s that as many threads ({probe.threads}) read in the same run "
         f"({probe.probe} probe, cyclic buffer of {size})"
     )
 
