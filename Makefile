@@ -48,7 +48,7 @@ lint: $(VENV)/.dev
 native: $(VENV)/.tools
 	cmake -S . -B build/dev -G Ninja -DPython_EXECUTABLE=$(abspath $(BIN)/python) -DCMAKE_BUILD_TYPE=Release
 	cmake --build build/dev
-	cp build/dev/_native*.so src/octavo/
+	install build/dev/_native*.so src/octavo/  # a new file: the old one may be mapped
 
 fuzz: $(VENV)/.dev
 	$(BIN)/python scripts/fuzz.py --cases 100000
