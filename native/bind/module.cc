@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <tuple>
 
+#include "core/bandwidth.h"
 #include "exec/executor.h"
 
 namespace nb = nanobind;
@@ -136,6 +137,8 @@ NB_MODULE(_native, m) {
         return std::string(table->isa);
       },
       "isa"_a);
+  m.def("read_bandwidth", &read_bandwidth, "bytes"_a, "threads"_a, "seconds"_a,
+        nb::call_guard<nb::gil_scoped_release>());
   nb::module_ testing = m.def_submodule("testing", "Single kernels and parts, for tests.");
   bind_testing(testing);
   bind_exec_testing(testing);

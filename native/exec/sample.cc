@@ -75,9 +75,14 @@ class Candidates {
   SampleScratch& s_;
 };
 
+// Terms below e^-32 are left out: even of a million tokens they add less than 2^-20 by far.
 double total_weight(const float* x, int n, float max, float temperature) {
+  constexpr double kNegligible = -32;
   double total = 0;
-  for (int i = 0; i < n; ++i) total += std::exp((double{x[i]} - double{max}) / double{temperature});
+  for (int i = 0; i < n; ++i) {
+    const double z = (double{x[i]} - double{max}) / double{temperature};
+    if (z > kNegligible) total += std::exp(z);
+  }
   return total;
 }
 

@@ -135,7 +135,7 @@ def test_too_little_memory_names_need_have_and_remedy(context: int) -> None:
 def test_a_large_model_says_that_its_context_is_the_default() -> None:
     spec = replace(SPEC, max_positions=131072)
     context, note = choose_context(spec, replace(CONFIG, context=0), 256, Budget(GB, 9 * GB))
-    assert context == 32768
+    assert context == 8192
     assert "of the model's 131072: the default" in note
 
 

@@ -9,7 +9,7 @@ from octavo.core.errors import ResourceError, UnsupportedError
 from octavo.spec.decoder import DecoderSpec
 from octavo.spec.graph import kv_groups
 
-DEFAULT_CONTEXT = 32768  # of a model that could take more, when none is asked for
+DEFAULT_CONTEXT = 8192  # of a model that could take more, when none is asked for: rope tables cost
 LAYOUT_ID = "octavo.kv.1"
 _SPARE = 64 << 20  # code, buffers of a step, Python
 _MIN_CONTEXT = 256
