@@ -2,7 +2,14 @@
 // zero point is folded into the start of each integer sum, -zero * sum(q). No horizontal sums. An
 // output doesn't depend on the shape of its tile.
 
-constexpr int kPrefetchAhead = 2048;  // bytes; about what a core has in flight
+// A panel's tables are wanted all along it, but lie in front: they are fetched first, in order, so
+// that memory sees one stream without a gap. The codes that follow need no software prefetch: with
+// it the same stream came at 17 GB/s, without it at 28.
+inline void touch_tables(const PackedWeight& w, const uint8_t* panel) {
+  for (const uint8_t* line = panel + w.scale_offset; line < panel; line += 64) {
+    __builtin_prefetch(line);
+  }
+}
 
 template <int kStep, int kPanels, int kRows>
 OCTAVO_INLINE int32_t step_sum(const A8Tile<kPanels, kRows>& t, int r, int k) {
@@ -57,18 +64,13 @@ OCTAVO_INLINE void open_tile(const PackedWeight& w, const ActView& x, int p, int
 
 template <Wide kMode, int kStep, int kPanels, int kRows>
 inline void a8_tile(const PackedWeight& w, const ActView& x, int p, int r, float* y, int64_t ldy) {
-  constexpr int kBlock = kStep == 64 ? 64 : kUnit, kUnitBytes = kMode == Wide::kByte ? 512 : 256;
+  constexpr int kBlock = kStep == 64 ? 64 : kUnit;
   A8Tile<kPanels, kRows> t;
   open_tile(w, x, p, r, t);
+  if (kPanels == 1) touch_tables(w, t.panel[0]);
   const int a8_shift = x.a8_group == 64 ? 6 : 5, group_inputs = w.group;
   int group = 0, left = group_inputs;  // instead of a division per step
   for (int k = 0; k < w.k_pad; k += kBlock) {
-    if (kPanels == 1) {
-      const uint8_t* ahead = t.panel[0] + static_cast<int64_t>(k / kUnit) * kUnitBytes;
-      for (int i = 0; i < kBlock / kUnit * kUnitBytes; i += 64) {
-        __builtin_prefetch(ahead + kPrefetchAhead + i);
-      }
-    }
     for (int part = 0; part < kBlock; part += kStep) {
       start_step<kStep>(t, k + part);
       if (kStep == 16) {

@@ -12,7 +12,9 @@ namespace {
 
 struct Geometry {
   int k_pad, panels, n_groups;
-  int64_t scale_offset, offset_offset, panel_bytes;
+  int64_t table_bytes;  // of the scales, and of the offsets
+  int64_t front;        // bytes of a panel before its codes
+  int64_t panel_bytes;
 };
 
 int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
@@ -37,22 +39,18 @@ Geometry geometry(const PackPlan& plan) {
   Geometry g = {};
   g.k_pad = static_cast<int>(round_up(plan.k, kUnit));
   g.panels = static_cast<int>(round_up(plan.n, kLanes) / kLanes);
-  g.scale_offset = code_bytes(plan.code, g.k_pad);
-  g.offset_offset = g.scale_offset;
-  int64_t end = g.scale_offset;
   if (has_codes(plan.code)) {
     g.n_groups = plan.group >= plan.k ? 1 : g.k_pad / plan.group;
-    const int64_t table = static_cast<int64_t>(g.n_groups) * kLanes * (plan.scale_f32 ? 4 : 2);
-    g.offset_offset = g.scale_offset + table;
-    end = g.offset_offset + (plan.has_offset ? table : 0);
+    g.table_bytes = static_cast<int64_t>(g.n_groups) * kLanes * (plan.scale_f32 ? 4 : 2);
+    g.front = round_up(g.table_bytes * (plan.has_offset ? 2 : 1), 64);
   }
-  g.panel_bytes = round_up(end, 64);
+  g.panel_bytes = g.front + code_bytes(plan.code, g.k_pad);
   return g;
 }
 
 // Where row `row` puts its 4-byte words: every 64 bytes from here.
 uint8_t* row_words(const Geometry& g, uint8_t* data, int row) {
-  return data + (row / kLanes) * g.panel_bytes + (row % kLanes) * 4;
+  return data + (row / kLanes) * g.panel_bytes + g.front + (row % kLanes) * 4;
 }
 
 inline void put_word(uint8_t* line, uint32_t word) { std::memcpy(line, &word, 4); }
@@ -102,8 +100,8 @@ void pack_affine_row(const PackPlan& plan, const Geometry& g, uint8_t* data, int
   const int stored = plan.group >= plan.k ? 1 : (plan.k + plan.group - 1) / plan.group;
   uint8_t* panel = data + (row / kLanes) * g.panel_bytes;
   pack_codes(plan, g, row_words(g, data, row), codes);
-  pack_table(plan, g, panel + g.scale_offset, row, scales, stored);
-  if (plan.has_offset) pack_table(plan, g, panel + g.offset_offset, row, offsets, stored);
+  pack_table(plan, g, panel, row, scales, stored);
+  if (plan.has_offset) pack_table(plan, g, panel + g.table_bytes, row, offsets, stored);
 }
 
 void pack_f32_row(const PackPlan& plan, const Geometry& g, uint8_t* data, int row, const float* w) {
@@ -147,10 +145,10 @@ PackedWeight packed_view(const PackPlan& plan, uint8_t* data) {
   w.has_offset = plan.has_offset;
   w.levels8 = plan.levels8.empty() ? nullptr : plan.levels8.data();
   w.levels = plan.levels.empty() ? nullptr : plan.levels.data();
-  w.data = data;
+  w.data = data + g.front;
   w.panel_bytes = g.panel_bytes;
-  w.scale_offset = g.scale_offset;
-  w.offset_offset = g.offset_offset;
+  w.scale_offset = -g.front;
+  w.offset_offset = g.table_bytes - g.front;
   return w;
 }
 
@@ -186,10 +184,9 @@ void clear_padding(const PackPlan& plan, uint8_t* data) {
       pack_f32_row(plan, g, data, row, zeros.data());
     }
   }
-  for (int p = 0; p < g.panels; ++p) {  // the gap that rounds a panel up to 64 bytes
-    const int64_t tables = has_codes(plan.code) ? (plan.has_offset ? 2 : 1) : 0;
-    const int64_t used = g.scale_offset + tables * (g.offset_offset - g.scale_offset);
-    std::memset(data + p * g.panel_bytes + used, 0, static_cast<size_t>(g.panel_bytes - used));
+  const int64_t tables = g.table_bytes * (plan.has_offset ? 2 : 1);
+  for (int p = 0; p < g.panels; ++p) {  // the gap that rounds the tables up to 64 bytes
+    std::memset(data + p * g.panel_bytes + tables, 0, static_cast<size_t>(g.front - tables));
   }
 }
 
