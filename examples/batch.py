@@ -1,6 +1,6 @@
 """Several prompts in one batch: the same tokens as one by one, in less time.
 
-    python examples/batch.py [MODEL]
+python examples/batch.py [MODEL]
 """
 
 from __future__ import annotations

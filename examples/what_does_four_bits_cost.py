@@ -1,6 +1,6 @@
 """KL divergence and size of a few formats against the source, on a text of your own.
 
-    python examples/what_does_four_bits_cost.py MODEL TEXT_FILE
+python examples/what_does_four_bits_cost.py MODEL TEXT_FILE
 """
 
 from __future__ import annotations
@@ -32,9 +32,8 @@ def main(name: str, text: str) -> None:
             executor = load(model.spec, model.source, config)
             scorer = ExecutorScorer(executor, number_format)
             report = divergence(scorer, base_scorer, windows)
-            megabytes = executor.receipt().bytes_per_token / 1e6
-            kl = report.kl_mean
-            print(f"{number_format:16} {megabytes:7.1f} MB/token  KL {kl.value:.5f} ± {kl.error:.5f}")
+            size, kl = executor.receipt().bytes_per_token / 1e6, report.kl_mean
+            print(f"{number_format:16} {size:7.1f} MB/token  KL {kl.value:.5f} ± {kl.error:.5f}")
             scorer.close()
         base_scorer.close()
 
