@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Torch is a test oracle only. Install a CPU build first if your index serves CUDA builds by default.
 TORCH ?= torch==2.13.0
-DEMO_PROMPT ?= Why is the sky blue? Answer in two sentences.
+DEMO_PROMPT ?= Give three tips for learning to cook.
 
 .PHONY: demo test lint unit native fuzz accept wheel clean
 
