@@ -56,5 +56,10 @@ class FetchError(UserError):
     """A model could not be fetched (offline, gone, or its hash differs)."""
 
 
+class NumericsError(OctavoError):
+    """A computation broke down (a Cholesky factor, a NaN). Names the layer, the knob, the sample
+    count."""
+
+
 class InternalError(OctavoError):
     """An invariant of ours does not hold. Always a bug; please report it."""

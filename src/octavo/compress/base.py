@@ -1,0 +1,109 @@
+"""The four kinds of compression method, and what the driver hands them.
+
+A method is one file that reads like its paper. It never sees the model, files, hooks, devices or
+other methods: the driver collects the statistics that it declares in `needs`, runs blocks in order,
+checks and applies what it returns, and reports. Fixed order: transform, prune, encode, train.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Flag, auto
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from octavo.formats.number_format import NumberFormat
+from octavo.formats.quantized import QuantizedTensor
+from octavo.spec.decoder import DecoderSpec, Role
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Needs(Flag):
+    """Statistics of a linear layer's input, over the calibration tokens that reach it."""
+
+    NOTHING = 0
+    ABSMAX = auto()  # largest |x| per input
+    MEAN_ABS = auto()  # mean |x| per input
+    HESSIAN = auto()  # 2 / n * sum of x x^T
+    SAMPLES = auto()  # some rows of x themselves
+    FISHER = auto()  # mean of squared gradients of the loss, per weight
+
+
+@dataclass(frozen=True, slots=True)
+class LinearStats:
+    """What was asked for, collected once per shared input (q, k and v share theirs).
+
+    tokens    rows seen;  absmax, mean_abs  fp32 [in];  hessian  fp32 [in, in], 2 / tokens * X^T X;
+    samples   fp32 [rows, in];  fisher  fp32 [out, in].
+    """
+
+    tokens: int = 0
+    absmax: Tensor | None = None
+    mean_abs: Tensor | None = None
+    hessian: Tensor | None = None
+    samples: Tensor | None = None
+    fisher: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleFold:
+    """Divide the producer's output by `scale`, multiply the consumers' input columns by it.
+
+    producer   a norm (weight divided) or a linear (rows and bias divided).
+    scale      fp32 [channels of the shared input], positive.
+    """
+
+    producer: Role
+    consumers: tuple[Role, ...]
+    scale: Tensor
+
+
+class BlockView(Protocol):
+    """One block as a transform sees it: weights by role, and its modules as functions."""
+
+    spec: DecoderSpec
+    layer: int
+
+    def weight(self, role: Role) -> Tensor:
+        """fp32 [out, in]; a copy is not made: don't write."""
+
+    def output(self, inspected: Role, x: Tensor, weights: Mapping[Role, Tensor]) -> Tensor:
+        """Output of the module around `inspected` (the attention for q, k, v; the MLP for gate and
+        up; the linear itself for o and down) for inputs x [rows, in], with some weights replaced.
+        For attention, x holds whole sequences of equal length, one after the other."""
+
+
+class Transform(Protocol):
+    """Function-preserving: the block's output stays, only the weights become easier to encode."""
+
+    needs: ClassVar[Needs]
+
+    def plan(
+        self, block: BlockView, stats: Mapping[Role, LinearStats], target: NumberFormat
+    ) -> Sequence[ScaleFold]: ...
+
+
+class Pruner(Protocol):
+    """Chooses weights to set to zero."""
+
+    needs: ClassVar[Needs]
+
+    def mask(self, weight: Tensor, stats: LinearStats) -> Tensor:
+        """bool [out, in], True where a weight stays."""
+
+
+class Encoder(Protocol):
+    """Chooses codes and scales for one weight.
+
+    weight  fp32 [out, in];  mask  bool [out, in] or None: False weights become exact zeros.
+    Raises FormatError when `target` is not one of its kinds or the shape can't take it, and
+    NumericsError when the statistics can't be used (the driver then falls back as the recipe says).
+    """
+
+    needs: ClassVar[Needs]
+
+    def encode(
+        self, weight: Tensor, target: NumberFormat, stats: LinearStats, mask: Tensor | None = None
+    ) -> QuantizedTensor: ...

@@ -1,0 +1,1 @@
+"""Training-time compression. Needs the extra `torch`."""
