@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from itertools import count
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from octavo.backends.base import Executor, Receipt, RuntimeConfig
-from octavo.core.errors import ConfigError, OctavoError, RequestError
+from octavo.core.errors import ConfigError, RequestError
 from octavo.engine.client import InProcessClient, OutputStream
 from octavo.engine.detokenize import Detokenizer
 from octavo.engine.engine import Engine
@@ -92,7 +93,11 @@ class LLM:
             tokenizer = load_tokenizer(path, metadata)
             executor = load(opened.spec, opened.source, wanted)
             eos, generation = opened.eos_ids, dict(opened.generation)
-        self._set_up(executor, tokenizer, (*eos, *tokenizer.eos_ids), generation)
+        try:
+            self._set_up(executor, tokenizer, (*eos, *tokenizer.eos_ids), generation)
+        except BaseException:
+            executor.close()
+            raise
 
     @classmethod
     def from_parts(
@@ -138,6 +143,12 @@ class LLM:
     def context(self) -> int:
         """Tokens that a prompt and its answer may have together."""
         return self._engine.limits.context
+
+    @property
+    def step_rows(self) -> int:
+        """Rows of prefill that a step has now: as many as are done in about 250 ms, so that others
+        and Ctrl-C needn't wait. Never shows in an answer."""
+        return self._engine.pace.rows
 
     def receipt(self) -> Receipt:
         """What really runs: kernels, formats, bytes per token."""
@@ -349,9 +360,9 @@ class Answers(Iterator[Delta]):
             answer = self._answers[output.request_id, output.choice]
             if answer.completion is not None:
                 continue  # stopped by a string while the next step was on its way
-            if output.finish == "error":
+            if output.error is not None:
                 self.close()
-                raise OctavoError(output.error)
+                raise copy(output.error) from output.error  # others may raise the same one
             delta = answer.take(output, self._begin, time.perf_counter())
             if delta.finish_reason is not None and output.finish is None:
                 self._client.abort(output.request_id, output.choice)

@@ -115,7 +115,7 @@ def test_an_id_in_use_is_refused_on_the_second_stream_alone(gated):
     open_gate(gated)
     refused = list(second)
     assert [(o.choice, o.finish) for o in refused] == [(0, "error"), (1, "error")]
-    assert "in use" in refused[0].error
+    assert "in use" in str(refused[0].error)
     assert [o.finish for o in first][-1] == "length"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from zlib import crc32
@@ -20,6 +21,7 @@ from octavo.backends.base import (
     Receipt,
     RuntimeConfig,
     StepBatch,
+    StepCancelled,
     StepResult,
 )
 from octavo.engine.request import Request, SamplingParams, TokenLogprobs
@@ -101,6 +103,8 @@ class CountingModel(FakeModel):
 class FakeExecutor:
     """Keeps tokens in a paged cache and reads them back through the block tables.
 
+    A step that is cancelled leaves wrong tokens in all cells that it was to write.
+
     A wrong table, a missed copy, a position out of order or a block freed too early changes the
     next token. Blocks not written since `copy_blocks` or the start hold -1, which fails on reading.
     """
@@ -116,10 +120,21 @@ class FakeExecutor:
         self.seqs: list[int] = []  # sequences of each step
         self.closed = False
         self.fail_with: Exception | None = None
+        self.cancelled = threading.Event()
+        self.cancel_after: int | None = None  # rows until the next step is cancelled, once
 
     def step(self, batch: StepBatch) -> StepResult:
         if self.fail_with is not None:
             raise self.fail_with
+        counts = self.output_counts.copy()
+        try:
+            return self._step(batch)
+        except StepCancelled:
+            self.output_counts = counts
+            self._spoil(batch)
+            raise
+
+    def _step(self, batch: StepBatch) -> StepResult:
         self.seqs.append(batch.n_seqs)
         self.rows.append(int(batch.row_start[batch.n_seqs]))
         assert self.rows[-1] <= self.config.max_tokens
@@ -127,8 +142,22 @@ class FakeExecutor:
         entries = [entry for seq in range(batch.n_seqs) for entry in self._run(batch, seq)]
         return _result(entries)
 
+    def _spoil(self, batch: StepBatch) -> None:
+        for seq in range(batch.n_seqs):
+            for row in range(int(batch.row_start[seq]), int(batch.row_start[seq + 1])):
+                for group, cache in enumerate(self.cache):
+                    cache[self._cell(batch, seq, group, int(batch.position[row]))] = 10**6
+
+    def _pass_barrier(self, row: int) -> None:
+        if row == self.cancel_after:
+            self.cancel_after = None
+            self.cancel()
+        if self.cancelled.is_set():
+            raise StepCancelled("the step was cancelled before it finished")
+
     def _run(self, batch: StepBatch, seq: int) -> Iterator[tuple[int, int, TokenLogprobs]]:
         for row in range(int(batch.row_start[seq]), int(batch.row_start[seq + 1])):
+            self._pass_barrier(row)
             position = int(batch.position[row])
             histories = []
             for group in range(len(self.cache)):
@@ -174,6 +203,12 @@ class FakeExecutor:
         if slot >= 0:
             self.output_counts[slot, token] += 1
         return token, raw_logprobs(logits, token, top)
+
+    def cancel(self) -> None:
+        self.cancelled.set()
+
+    def clear_cancel(self) -> None:
+        self.cancelled.clear()
 
     def copy_blocks(self, group: int, pairs: Sequence[tuple[int, int]]) -> None:
         for source, target in pairs:
@@ -237,6 +272,12 @@ class NullExecutor:
         rows = int(batch.row_start[batch.n_seqs])
         self._result.n = int(np.count_nonzero(batch.want[:rows]))
         return self._result
+
+    def cancel(self) -> None:
+        pass
+
+    def clear_cancel(self) -> None:
+        pass
 
     def copy_blocks(self, group: int, pairs: Sequence[tuple[int, int]]) -> None:
         pass

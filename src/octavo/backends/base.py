@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from octavo.core.errors import OctavoError
 from octavo.spec.decoder import DecoderSpec
 
 I32 = npt.NDArray[np.int32]
@@ -172,6 +173,11 @@ class StepResult:
     top_logprob: F32 = field(default_factory=lambda: np.zeros((0, 0), np.float32))
 
 
+class StepCancelled(OctavoError):
+    """A step ended early because `cancel` was called. It gave nothing; the keys and values of its
+    own rows are incomplete, and right once these rows have run again."""
+
+
 class Executor(Protocol):
     """Runs steps. Holds the KV storage; knows blocks and slots, never requests."""
 
@@ -180,7 +186,15 @@ class Executor(Protocol):
     config: RuntimeConfig  # resolved: no zeros or "auto" left
     kv_blocks: tuple[int, ...]  # blocks of each group's pool
 
-    def step(self, batch: StepBatch) -> StepResult: ...
+    def step(self, batch: StepBatch) -> StepResult:
+        """Raises StepCancelled after `cancel`."""
+
+    def cancel(self) -> None:
+        """End the running step soon, and every later one until `clear_cancel`. From any thread;
+        nothing happens when closed."""
+
+    def clear_cancel(self) -> None:
+        """Let steps run again. From the thread that steps."""
 
     def copy_blocks(self, group: int, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy whole blocks (source, destination) of one group, before the next step."""

@@ -2,7 +2,8 @@
 
 The engine runs on a thread of its own, so that SIGINT, which Python delivers to the main thread,
 interrupts a caller that waits and never the engine: the caller's stream closes, which aborts its
-requests between two steps. A child process will stand behind the same calls.
+requests between two steps, and cancels a step that computes for aborted requests only. A child
+process will stand behind the same calls.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import NamedTuple, Protocol
 
-from octavo.core.errors import InternalError, OctavoError
+from octavo.core.errors import InternalError, OctavoError, RequestError
 from octavo.engine.engine import Engine, with_seed
 from octavo.engine.request import Output, Request
 
@@ -31,7 +32,8 @@ class EngineClient(Protocol):
         """Start one request."""
 
     def abort(self, request_id: str, choice: int | None = None) -> None:
-        """End a request, or one choice, early. Its stream gets an output with finish "abort"."""
+        """End a request, or one choice, early. Its stream gets an output with finish "abort"; a
+        step that only such requests are in ends at once."""
 
     def close(self) -> None:
         """Stop the engine; streams that are open end with an error. Idempotent."""
@@ -62,7 +64,11 @@ class OutputStream(Iterator[Output]):
         return output
 
     def _receive(self) -> None:
-        received = self._inbox.get()
+        try:
+            received = self._inbox.get()
+        except KeyboardInterrupt:  # a traceback may keep the stream, and so its requests, alive
+            self.close()
+            raise
         if isinstance(received, BaseException):
             self._open.clear()
             raise received
@@ -122,6 +128,7 @@ class _Loop:
         self._failure: OctavoError | None = None
         self._inboxes: dict[str, Inbox] = {}
         self._owed: dict[str, int] = {}  # choices that have not finished
+        self._doomed: set[str] = set()  # aborts in the mailbox; any thread adds, the loop removes
 
     def post(self, message: _Submit) -> None:
         """Hand over requests; the first starts the thread. Raises what ended the engine."""
@@ -145,13 +152,23 @@ class _Loop:
             self._end(_closed())
 
     def stop(self) -> None:
-        """End the thread, after the step that runs. May be called again."""
+        """End the thread, and the step that runs. May be called again."""
         self.mailbox.put(_Stop())
+        self.engine.cancel()
         with self._lock:
             thread = self._thread
             self._failure = self._failure or _closed()
         if thread is not None and thread is not threading.current_thread():
             thread.join()
+
+    def abort(self, request_id: str, choice: int | None) -> None:
+        """May be called from anywhere, as a stream is that the collector closes."""
+        if choice is not None:
+            self.mailbox.put(_Abort(request_id, choice))
+            return
+        self._doomed.add(request_id)
+        self.mailbox.put(_Abort(request_id, None))  # before the step ends: it is handled then
+        self.engine.cancel(self._doomed)
 
     def _read_mail(self) -> bool:
         """Handle what has come; wait only when idle. False: stop."""
@@ -164,11 +181,12 @@ class _Loop:
 
     def _handle(self, message: _Submit | _Abort) -> None:
         if isinstance(message, _Abort):
+            self._doomed.discard(message.request_id)
             self._deliver(self.engine.abort(message.request_id, message.choice))
             return
         for request in message.requests:
             if request.id in self._inboxes:
-                message.inbox.put(_refusal(request, f"request id {request.id!r} is in use"))
+                message.inbox.put(_refusal(request))
                 continue
             self._inboxes[request.id] = message.inbox
             self._owed[request.id] = request.params.n
@@ -213,7 +231,8 @@ def _as_failure(error: Exception) -> OctavoError:
     return failure
 
 
-def _refusal(request: Request, error: str) -> list[Output]:
+def _refusal(request: Request) -> list[Output]:
+    error = RequestError(f"request id {request.id!r} is in use", param="id")
     choices = range(request.params.n)
     return [Output(request.id, choice, (), finish="error", error=error) for choice in choices]
 
@@ -242,8 +261,7 @@ class InProcessClient:
         return self.submit([request])
 
     def abort(self, request_id: str, choice: int | None = None) -> None:
-        # No lock: a stream that is collected may call this from anywhere.
-        self._loop.mailbox.put(_Abort(request_id, choice))
+        self._loop.abort(request_id, choice)
 
     def close(self) -> None:
         self._finalizer()

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
+import threading
+import time
+from collections.abc import Callable, Container
 
-from octavo.backends.base import Executor
+from octavo.backends.base import Executor, StepCancelled, StepResult
 from octavo.core.errors import OctavoError
 from octavo.engine.blocks import KvPool
 from octavo.engine.fill import Filler, check_bias, max_blocks
+from octavo.engine.pace import Pace
 from octavo.engine.request import Output, Request
 from octavo.engine.scheduler import Limits, Scheduler, StepPlan
 
@@ -16,17 +20,28 @@ from octavo.engine.scheduler import Limits, Scheduler, StepPlan
 class Engine:
     """Submit requests, then step while there is work. Single-threaded: clients add threads.
 
-    `validate` reads only what never changes, and may be called from any thread.
+    `validate` reads only what never changes, and may be called from any thread; `cancel` too.
+    `pace` chooses how many rows a step may have, from what `clock` (seconds) says steps took.
     """
 
-    def __init__(self, executor: Executor, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        limits: Limits | None = None,
+        pace: Pace | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         config, layout = executor.config, executor.layout
         self.limits = limits or Limits(config.max_tokens, config.max_seqs, config.context)
         blocks = max_blocks(self.limits.context, layout.block_size)
         pool = KvPool(layout, executor.kv_blocks, blocks)
         self.executor = executor
         self.scheduler = Scheduler(pool, self.limits, executor.spec.vocab)
+        self.pace = pace or Pace(self.limits.max_tokens)
+        self._clock = clock
         self._filler = Filler(executor, blocks)
+        self._lock = threading.RLock()  # guards the next; reentrant, as the collector may cancel
+        self._in_step: StepPlan | None = None
 
     def validate(self, request: Request) -> None:
         """Raises RequestError, naming the field, when the request can't be served."""
@@ -48,16 +63,52 @@ class Engine:
         return self.scheduler.has_work()
 
     def step(self) -> list[Output]:
-        """Run one step. An error of the executor ends the requests of that step, no others."""
-        plan = self.scheduler.schedule()
+        """Run one step. An error of the executor ends the requests of that step, no others; a
+        cancelled step brings nothing and will run again."""
+        plan = self.scheduler.schedule(self.pace.rows)
         if not plan.chunks:
             return []
         try:
             self._copy(plan)
-            result = self.executor.step(self._filler.fill(plan))
+            result = self._run(plan)
+        except StepCancelled:
+            self.scheduler.undo(plan)
+            return []
         except OctavoError as error:
-            return self.scheduler.fail(plan, str(error))
+            return self.scheduler.fail(plan, error)
         return self.scheduler.commit(plan, result)
+
+    def cancel(self, only: Container[str] | None = None) -> None:
+        """End the running step early, from any thread: if all it computes is for requests in `only`
+        (None: whatever it computes). Nothing happens between steps."""
+        with self._lock:
+            plan = self._in_step
+            if plan is not None and (only is None or plan.serves(only)):
+                self.executor.cancel()
+
+    def _run(self, plan: StepPlan) -> StepResult:
+        batch = self._filler.fill(plan)
+        self._enter(plan)
+        begin = self._clock()
+        try:
+            result = self.executor.step(batch)
+            seconds = self._clock() - begin
+        finally:
+            self._leave()
+        rows, sequences = int(batch.row_start[batch.n_seqs]), batch.n_seqs
+        if rows > sequences:  # a step of decodes can't be cut
+            self.pace.note(rows, sequences, seconds, full=plan.budget <= 0)
+        return result
+
+    def _enter(self, plan: StepPlan) -> None:
+        with self._lock:
+            self._in_step = plan
+
+    def _leave(self) -> None:
+        # Under the lock: a cancel that was meant for this step can't reach the next one.
+        with self._lock:
+            self._in_step = None
+            self.executor.clear_cancel()
 
     def _copy(self, plan: StepPlan) -> None:
         for group in {copy.group for copy in plan.copies}:

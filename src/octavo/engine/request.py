@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from octavo.core.errors import RequestError
+from octavo.core.errors import OctavoError, RequestError
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -186,6 +186,7 @@ class Output:
 
     A stop token that ended the answer is the last of `tokens`, and `stop_reason`. prompt_logprobs
     are those of prompt[1:], in order, over as many steps as the prefill takes; choice 0 has them.
+    `error` is what failed, when finish is "error": its type tells whose fault it was.
     """
 
     request_id: str
@@ -195,4 +196,4 @@ class Output:
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     finish: FinishReason | None = None
     stop_reason: int | None = None  # the stop token that ended it
-    error: str = field(default="")
+    error: OctavoError | None = None

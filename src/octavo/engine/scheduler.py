@@ -13,12 +13,12 @@ again: same tokens, since numbers do not depend on chunking. The oldest therefor
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from octavo.backends.base import StepResult
-from octavo.core.errors import InternalError, RequestError
+from octavo.core.errors import InternalError, OctavoError, RequestError
 from octavo.engine.blocks import Copy, KvPool, Lease
 from octavo.engine.request import FinishReason, Output, Request, TokenLogprobs
 
@@ -104,6 +104,10 @@ class StepPlan:
         self.chunks.append(_chunk(sequence, count))
         self.budget -= count
 
+    def serves(self, ids: Container[str]) -> bool:
+        """Whether every chunk is of one of these requests."""
+        return all(chunk.sequence.request.id in ids for chunk in self.chunks)
+
     def remove(self, sequence: Sequence) -> None:
         """Undo `add`, if it happened."""
         for chunk in self.chunks:
@@ -178,15 +182,18 @@ class Scheduler:
         self._waiting.append(sequence)
         self._fork_when_due(sequence)
 
-    def schedule(self) -> StepPlan:
-        """The next step. Its chunks are empty only when nothing is left, or after preemptions."""
-        plan = StepPlan(self.limits.max_tokens)
+    def schedule(self, prefill: int | None = None) -> StepPlan:
+        """The next step, of at most `prefill` rows (at least 1) besides the decodes. Its chunks are
+        empty only when nothing is left, or after preemptions."""
+        decodes: list[Sequence] = []
         behind: list[Sequence] = []
-        for sequence in list(self._running):
-            if sequence.lag > 1:
-                behind.append(sequence)
-            else:
-                self._advance(sequence, 1, plan)
+        for sequence in self._running:
+            (behind if sequence.lag > 1 else decodes).append(sequence)
+        most = self.limits.max_tokens
+        # Decodes come on top, so that none waits and what has begun always gets a row.
+        plan = StepPlan(most if prefill is None else min(most, len(decodes) + prefill))
+        for sequence in decodes:
+            self._advance(sequence, 1, plan)
         for sequence in behind:
             self._advance(sequence, min(sequence.lag, plan.budget), plan)
         if not plan.preempted:  # what was freed at a price is not given to newcomers
@@ -326,7 +333,7 @@ class Scheduler:
             del self._live[sequence.request.id]
 
     def abort(
-        self, request_id: str, choice: int | None = None, error: str | None = None
+        self, request_id: str, choice: int | None = None, error: OctavoError | None = None
     ) -> list[Output]:
         """End a request, or one choice of it, now; nothing for an id that isn't live. With
         `error` it ends as failed. Not between `schedule` and `commit`, except for all of a plan."""
@@ -336,7 +343,7 @@ class Scheduler:
             for number in [sequence.choice, *sequence.unborn]:
                 if choice in (None, number):
                     self._drop_choice(sequence, number)
-                    outputs.append(Output(request_id, number, (), finish=finish, error=error or ""))
+                    outputs.append(Output(request_id, number, (), finish=finish, error=error))
         return outputs
 
     def _drop_choice(self, sequence: Sequence, number: int) -> None:
@@ -347,7 +354,13 @@ class Scheduler:
         else:
             self._retire(sequence)
 
-    def fail(self, plan: StepPlan, error: str) -> list[Output]:
+    def undo(self, plan: StepPlan) -> None:
+        """The step was cancelled: its rows count as not computed, and come again. Blocks that only
+        they needed are given back; copies that the plan asked for have been made, and stay."""
+        for chunk in plan.chunks:
+            chunk.sequence.lease.truncate(chunk.sequence.computed)
+
+    def fail(self, plan: StepPlan, error: OctavoError) -> list[Output]:
         """The step failed: every request in it ends with the error. Others are not disturbed."""
         ids = dict.fromkeys(chunk.sequence.request.id for chunk in plan.chunks)
         return [output for id_ in ids for output in self.abort(id_, error=error)]

@@ -17,8 +17,9 @@ from octavo.backends.base import (
     WANT_TOKEN,
     RuntimeConfig,
     StepBatch,
+    StepCancelled,
 )
-from octavo.backends.native.executor import NativeExecutor, StepCancelled
+from octavo.backends.native.executor import NativeExecutor
 from octavo.core.errors import InternalError, UnsupportedError
 from octavo.spec.decoder import DecoderSpec
 from support.native_models import (

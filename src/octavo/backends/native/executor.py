@@ -13,16 +13,13 @@ from octavo.backends.base import (
     Receipt,
     RuntimeConfig,
     StepBatch,
+    StepCancelled,
     StepResult,
 )
-from octavo.core.errors import InternalError, OctavoError
+from octavo.core.errors import InternalError
 from octavo.spec.decoder import DecoderSpec
 
 _DONE, _CANCELLED, _FORKED = 0, 1, 2
-
-
-class StepCancelled(OctavoError):
-    """A step ended early because `cancel` was called; what it was writing is incomplete."""
 
 
 class _Results:
@@ -43,7 +40,7 @@ class _Results:
 
 
 class NativeExecutor:
-    """See `Executor`. Besides it, `cancel` makes the running step raise StepCancelled.
+    """See `Executor`. `cancel` takes effect at the next barrier, and is safe in a signal handler.
 
     A batch is bound by its arrays' addresses at its first step: write into them, don't replace
     them. Only `logits` and `hidden` may change between steps.
@@ -83,14 +80,14 @@ class NativeExecutor:
         return self._results.first(native.wanted)
 
     def cancel(self) -> None:
-        """End the running step at its next stage; later ones too, until `clear_cancel`.
-
-        Safe from any thread and from a signal handler.
-        """
-        self._open().cancel()
+        native = self._native  # once: another thread may be closing
+        if native is not None:
+            native.cancel()
 
     def clear_cancel(self) -> None:
-        self._open().clear_cancel()
+        native = self._native
+        if native is not None:
+            native.clear_cancel()
 
     def copy_blocks(self, group: int, pairs: Sequence[tuple[int, int]]) -> None:
         native, count = self._open(), self.kv_blocks[group]

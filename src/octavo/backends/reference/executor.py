@@ -6,6 +6,7 @@ chunkings of one text agree to rounding, not to the bit. The receipt says so.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -19,6 +20,7 @@ from octavo.backends.base import (
     Receipt,
     RuntimeConfig,
     StepBatch,
+    StepCancelled,
     StepResult,
     Support,
 )
@@ -48,7 +50,10 @@ class ReferenceBackend:
 
 
 class ReferenceExecutor:
-    """See `Executor`. `decoder` is public: scoring and training use it directly."""
+    """See `Executor`. `decoder` is public: scoring and training use it directly.
+
+    A cancelled step ends before it runs or before it answers: torch can't be stopped in between.
+    """
 
     def __init__(self, decoder: ReferenceDecoder, formats: Formats, config: RuntimeConfig) -> None:
         self.spec = decoder.spec
@@ -59,19 +64,32 @@ class ReferenceExecutor:
         self._formats = formats
         options = decoder.options
         self._kv = PagedKv(self.layout, self.kv_blocks, options.torch_dtype, options.device)
+        self._cancelled = threading.Event()
 
     def step(self, batch: StepBatch) -> StepResult:
         check_greedy(batch)
         n = int(batch.row_start[batch.n_seqs])
         if not n:
             return StepResult()
+        self._stop_if_cancelled()
         rows = np.flatnonzero(batch.want[:n]).astype(np.int32)
         with torch.no_grad():
             self._kv.bind(batch)
             tokens, at = batch.token[:n].astype(np.int64), batch.position[:n].astype(np.int64)
             hidden = self.decoder.hidden(tokens, at, self._kv)[torch.from_numpy(rows).long()]
+            self._stop_if_cancelled()
             logits = self.decoder.head(hidden).float().cpu().numpy()
         return fill(batch, rows, logits, hidden.float().cpu().numpy())
+
+    def cancel(self) -> None:
+        self._cancelled.set()
+
+    def clear_cancel(self) -> None:
+        self._cancelled.clear()
+
+    def _stop_if_cancelled(self) -> None:
+        if self._cancelled.is_set():
+            raise StepCancelled("the step was cancelled before it finished")
 
     def copy_blocks(self, group: int, pairs: Sequence[tuple[int, int]]) -> None:
         for source, target in pairs:
