@@ -180,10 +180,9 @@ class LLM:
                 pass
             return answers.completions()
 
-    def stream(
-        self, prompt: str | Sequence[int], params: SamplingParams | None = None
-    ) -> Iterator[Delta]:
-        """One prompt's answer as it comes. Closing the iterator (or leaving it) ends the answer."""
+    def stream(self, prompt: str | Sequence[int], params: SamplingParams | None = None) -> Answers:
+        """One prompt's answer as it comes. Closing it (or leaving a `with` of it) ends the answer,
+        and the step that runs if that is for this answer alone. Ctrl-C does so too."""
         return self._start([self._encode(prompt)], params or SamplingParams(), continues=True)
 
     @overload
@@ -201,19 +200,19 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         stream: Literal[True],
-    ) -> Iterator[Delta]: ...
+    ) -> Answers: ...
 
     @overload
     def chat(
         self, messages: Sequence[Message], params: SamplingParams | None, stream: Literal[True]
-    ) -> Iterator[Delta]: ...
+    ) -> Answers: ...
 
     def chat(
         self,
         messages: Sequence[Message],
         params: SamplingParams | None = None,
         stream: bool = False,
-    ) -> Completion | Iterator[Delta]:
+    ) -> Completion | Answers:
         """The next turn of a conversation, [{"role": ..., "content": ...}, ...].
 
         Raises TokenizerError when the model has no chat template or the template refuses.

@@ -12,9 +12,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from octavo.cli.chat import command
+import octavo.api
+from octavo.cli.chat import _streamed, command
 from octavo.core.errors import RequestError
 from octavo.engine.request import SamplingParams
+from support import cli_models
+from support.cli_models import interrupted_barrier
+from support.fakes import FakeExecutor
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,10 @@ class FakeLLM:
     asked: list[list[dict[str, str]]] = field(default_factory=list)
     params: SamplingParams | None = None
     closed: int = 0
+    model_closed: bool = False
+
+    def close(self) -> None:
+        self.model_closed = True
 
     def chat(
         self, messages: list[dict[str, str]], params: SamplingParams, stream: bool
@@ -107,10 +115,57 @@ def test_an_interrupt_stops_the_answer_and_not_the_program(models: list[FakeLLM]
     before = signal.getsignal(signal.SIGINT)
     result = talk("stop me", "go on")
     assert result.exit_code == 0
-    assert result.stdout == "answer 1 more [stopped]\nanswer 3é\n"
+    assert result.stdout == "answer 1 [stopped]\nanswer 3é\n"
     assert models[0].closed == 2
-    assert contents(models[0].asked[1])[1] == "assistant: answer 1 more"
+    assert contents(models[0].asked[1])[1] == "assistant: answer 1"
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_interrupt_while_text_is_shown_lets_it_be_finished() -> None:
+    shown: list[str] = []
+
+    def show(text: str) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        shown.append(text)
+
+    def ask() -> Iterator[Delta]:
+        yield Delta("one")
+        yield Delta("two")
+
+    assert _streamed(ask, show) == ("one", "abort")
+    assert shown == ["one"]
+
+
+def test_a_second_interrupt_ends_the_program() -> None:
+    before = signal.getsignal(signal.SIGINT)
+
+    def ask() -> Iterator[Delta]:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            yield Delta("never")
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        _streamed(ask, lambda text: None)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_interrupt_ends_a_step_that_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the real library: the executor waits to be cancelled, and then answers on."""
+    monkeypatch.setattr(octavo.api, "LLM", cli_models.FakeLLM(chat_template="{{ messages }}"))
+    monkeypatch.setattr("octavo.io.chat_template.render_chat", lambda *_: [1, 2, 3])
+    monkeypatch.setattr(FakeExecutor, "_pass_barrier", interrupted_barrier())
+    result = talk("one", "two", options=("--json", "--max-tokens", "3", "--ignore-eos"))
+    assert result.exit_code == 0
+    first, second = map(json.loads, result.stdout.splitlines())
+    assert (first["text"], first["finish_reason"]) == ("", "abort")
+    assert second["finish_reason"] == "length"
+
+
+def test_the_model_is_closed_in_the_end(models: list[FakeLLM]) -> None:
+    talk("one")
+    assert models[0].model_closed
 
 
 def test_a_refused_message_leaves_no_trace(models: list[FakeLLM]) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import threading
+from collections.abc import Callable
 
 import pytest
 
 import octavo.api
 from octavo.cli.main import main
-from support.cli_models import FakeLLM
+from octavo.core.errors import InternalError, ResourceError
+from support.cli_models import FakeLLM, interrupted_barrier
+from support.fakes import FakeExecutor
 
 TEMPLATE = "{% for m in messages %}[{{ m.content }}]{% endfor %}"
 
@@ -41,6 +45,7 @@ def test_json_is_one_object_with_the_promised_fields(capsys: pytest.CaptureFixtu
     assert {"time_to_first_token", "seed", "text"} <= set(answer)
     assert answer["prefill_tokens_per_second"] > 0
     assert answer["decode_tokens_per_second"] > 0
+    assert answer["step_rows"] == 16  # all that the fake's steps hold
 
 
 @pytest.mark.usefixtures("llm")
@@ -122,6 +127,33 @@ def test_bad_prompts_are_one_clear_error(
     captured = capsys.readouterr()
     assert named in json.loads(captured.out)["error"]["message"]
     assert captured.err.count("\n") == 1
+
+
+def test_interrupt_ends_a_long_step_with_the_shells_status(
+    llm: FakeLLM, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(FakeExecutor, "_pass_barrier", interrupted_barrier())
+    assert main(["run", "tiny", "Hello"]) == 130
+    assert llm.executors[0].closed
+    assert "Traceback" not in capsys.readouterr().err
+    assert "octavo-engine" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_an_executors_error_keeps_its_type_and_status(
+    llm: FakeLLM, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for error, status in ((ResourceError("no memory"), 2), (InternalError("a bug"), 1)):
+        monkeypatch.setattr(FakeExecutor, "_step", raising(error))
+        assert main(["run", "tiny", "Hello", "--json"]) == status
+        found = json.loads(capsys.readouterr().out)["error"]
+        assert (found["type"], found["message"]) == (type(error).__name__, str(error))
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def step(*_: object) -> None:
+        raise error
+
+    return step
 
 
 def test_model_is_closed_in_the_end(llm: FakeLLM, capsys: pytest.CaptureFixture[str]) -> None:

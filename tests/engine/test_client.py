@@ -171,6 +171,96 @@ def test_a_forked_child_gets_one_clear_error(gated):
     gated._pid -= 1
 
 
+class LongExecutor(FakeExecutor):
+    """Every step lasts until it is cancelled or the test lets all of them end."""
+
+    def __init__(self) -> None:
+        config = RuntimeConfig(max_tokens=6, max_seqs=3, context=24, block_size=4)
+        super().__init__(fake_executor().model, config, (32,))
+        self.begun = threading.Semaphore(0)
+        self.goes_on = threading.Event()  # set by cancel, too
+
+    def step(self, batch: StepBatch) -> StepResult:
+        self.begun.release()
+        assert self.goes_on.wait(60), "nobody ended the step"
+        return super().step(batch)
+
+    def cancel(self) -> None:
+        super().cancel()
+        self.goes_on.set()
+
+
+@pytest.fixture
+def long():
+    executor = LongExecutor()
+    client = InProcessClient(Engine(executor))
+    yield client
+    client.close()
+
+
+def test_closing_the_only_stream_ends_the_step_that_runs(long):
+    executor = long._engine.executor
+    stream = long.generate(request("a"))
+    assert executor.begun.acquire(timeout=60)
+    stream.close()
+    [*_, last] = long.generate(request("b"))  # goes_on stays set
+    assert last.finish == "length"
+    assert executor.model.answer(request("b")) == long_answer(long, "c")
+    assert not long._engine.has_work()
+    assert not executor.cancelled.is_set()
+
+
+def long_answer(client: InProcessClient, id_: str) -> list[int]:
+    return [token for output in client.generate(request(id_)) for token in output.tokens]
+
+
+def test_a_step_that_others_need_is_not_cancelled(long):
+    executor = long._engine.executor
+    first = long.submit([request("a"), request("b")])
+    assert executor.begun.acquire(timeout=60)
+    long.abort("a")
+    assert not executor.cancelled.is_set()
+    executor.goes_on.set()
+    tokens = [t for output in first if output.request_id == "b" for t in output.tokens]
+    assert tokens == executor.model.answer(request("b"))
+
+
+def test_closing_a_stream_of_several_requests_ends_their_step(long):
+    executor = long._engine.executor
+    stream = long.submit([request("a"), request("b")])
+    assert executor.begun.acquire(timeout=60)
+    stream.close()
+    assert executor.goes_on.wait(60)
+    assert executor.model.answer(request("c")) == long_answer(long, "c")
+
+
+def test_close_ends_the_step_that_runs_and_leaves_the_executor_usable(long):
+    executor = long._engine.executor
+    stream = long.generate(request("a"))
+    assert executor.begun.acquire(timeout=60)
+    long.close()
+    with pytest.raises(OctavoError, match="closed"):
+        next(stream)
+    assert not long._loop._thread.is_alive()
+    assert not executor.cancelled.is_set()
+
+
+def test_ctrl_c_while_waiting_aborts_even_if_the_stream_is_kept(long, monkeypatch):
+    executor = long._engine.executor
+    stream = long.generate(request("a"))
+    assert executor.begun.acquire(timeout=60)
+    monkeypatch.setattr(stream, "_inbox", Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        next(stream)
+    assert executor.goes_on.is_set()
+    assert list(stream) == []
+
+
+class Interrupted:
+    def get(self) -> object:
+        raise KeyboardInterrupt
+
+
 INTERRUPTED = """
 import os, signal, sys
 sys.path.insert(0, {tests!r})

@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from octavo.backends.base import RuntimeConfig
+from octavo.backends.base import RuntimeConfig, StepBatch, StepResult
 from octavo.core.errors import InternalError, RequestError, ResourceError
 from octavo.engine.engine import Engine
 from octavo.engine.request import Output, Request, SamplingParams, TokenLogprobs
@@ -156,6 +156,84 @@ def test_an_executor_error_ends_its_requests_and_no_others():
     assert tokens_by_choice(run_all(engine)) == expected(engine, second)
 
 
+def slow_engine(seconds_per_row: float, max_tokens: int = 512) -> tuple[Engine, list[int]]:
+    """An engine whose clock advances with the rows that its executor runs; and rows per step."""
+    config = RuntimeConfig(max_tokens=max_tokens, max_seqs=4, context=4096, block_size=16)
+    executor = NullExecutor(config, 1024, (None,))
+    rows: list[int] = []
+    step = executor.step
+
+    def counted(batch: StepBatch) -> StepResult:
+        rows.append(int(batch.row_start[batch.n_seqs]))
+        return step(batch)
+
+    executor.step = counted
+    return Engine(executor, clock=lambda: sum(rows) * seconds_per_row), rows
+
+
+@pytest.mark.parametrize("milliseconds", [0.1, 1.0, 5.0, 15.0])
+def test_a_step_of_a_long_prefill_takes_a_quarter_of_a_second(milliseconds):
+    engine, rows = slow_engine(milliseconds / 1000)
+    engine.submit(Request("a", (1,) * 4000, SamplingParams(max_tokens=2, ignore_eos=True)))
+    run_all(engine)
+    settled = rows[3:-2]  # but for the start, the rest of the prompt, and the decode
+    seconds = [count * milliseconds / 1000 for count in settled]
+    assert sum(rows) == 4001
+    assert max(seconds) <= 0.25
+    for count, took in zip(settled, seconds, strict=True):  # no smaller than it has to be
+        assert count == 512 or took + 16 * milliseconds / 1000 >= 0.25 or count == 16
+
+
+def test_decodes_come_on_top_of_what_a_prefill_may_have():
+    engine, rows = slow_engine(0.02)
+    for id_ in "abc":
+        engine.submit(Request(id_, (1,), SamplingParams(max_tokens=300, ignore_eos=True)))
+    engine.step()
+    engine.submit(Request("d", (1,) * 200, SamplingParams(max_tokens=1)))
+    for _ in range(5):
+        engine.step()
+    assert engine.pace.rows == 16
+    assert rows[-1] == 3 + 16
+
+
+def test_a_cancelled_step_is_run_again():
+    executor = fake_executor()
+    engine = Engine(executor)
+    request = engine.submit(
+        Request("a", (1, 2, 3, 4, 5), SamplingParams(n=2, temperature=1.0, frequency_penalty=1.0))
+    )
+    outputs = []
+    for row in (3, 1, 0, 1):  # the prefill, the forks' first step, and later
+        executor.cancel_after = row
+        assert engine.step() == []
+        engine.check()
+        assert not executor.cancelled.is_set()
+        outputs += engine.step()
+    assert len(executor.rows) == 8
+    assert tokens_by_choice(outputs + run_all(engine)) == expected(engine, request)
+
+
+def test_cancel_is_for_the_running_step_and_its_requests():
+    executor = fake_executor()
+    engine = Engine(executor)
+    engine.cancel()
+    assert not executor.cancelled.is_set()  # nothing runs
+    found: list[bool] = []
+    step = executor.step
+
+    def asking(batch: StepBatch) -> StepResult:
+        for only in ({"a"}, {"b"}, set(), {"a", "b"}):
+            engine.cancel(only)
+            found.append(executor.cancelled.is_set())
+        return step(batch)
+
+    executor.step = asking
+    for id_ in "ab":
+        engine.submit(Request(id_, (1, 2), SamplingParams(max_tokens=2)))
+    assert engine.step() == []
+    assert found == [False, False, False, True]
+
+
 def test_a_bias_list_that_is_too_long_is_refused():
     executor = FakeExecutor(FakeModel(2000), RuntimeConfig(
         max_tokens=4, max_seqs=2, context=8, block_size=4), (8,))  # fmt: skip
@@ -229,6 +307,23 @@ class AnyInterleaving(RuleBasedStateMachine):
         outputs = self.engine.abort(id_, choice)
         assert all(output.finish == "abort" for output in outputs)
         self.take(outputs)
+
+    @rule(after=st.integers(0, 6))
+    def cancelled_step(self, after) -> None:
+        """All of it is as if it had never been, whatever the step has written until then."""
+        before = dict(self.tokens), dict(self.scores), dict(self.finished)
+        steps = len(self.executor.rows)
+        self.executor.cancel_after = after
+        self.take(self.engine.step())
+        self.engine.check()
+        ran = len(self.executor.rows) > steps
+        if ran and after < self.executor.rows[-1]:
+            assert before == (self.tokens, self.scores, self.finished)
+        self.executor.cancel_after = None
+
+    @rule(rows=st.integers(1, 8))
+    def change_pace(self, rows) -> None:
+        self.engine.pace.rows = rows
 
     @rule(count=st.integers(1, 6))
     def step(self, count) -> None:

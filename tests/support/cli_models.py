@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
+from collections.abc import Callable
 
 from octavo.api import LLM
-from octavo.backends.base import KernelUse, Receipt, RuntimeConfig
+from octavo.backends.base import KernelUse, Receipt, RuntimeConfig, StepCancelled
 from support.fakes import ByteTokenizer, FakeExecutor, FakeModel
 
 KERNELS = (
@@ -42,3 +45,18 @@ class FakeLLM:
         tokenizer = ByteTokenizer()
         tokenizer.chat_template = self.template
         return LLM.from_parts(self.executors[-1], tokenizer, eos=(256,))  # type: ignore[arg-type]
+
+
+def interrupted_barrier() -> Callable[[FakeExecutor, int], None]:
+    """For FakeExecutor._pass_barrier: Ctrl-C comes in the first step, which only cancel ends."""
+    seen: list[int] = []
+
+    def pass_barrier(executor: FakeExecutor, row: int) -> None:
+        if not seen:
+            seen.append(row)
+            os.kill(os.getpid(), signal.SIGINT)
+            assert executor.cancelled.wait(60), "nobody cancelled the step"
+        if executor.cancelled.is_set():
+            raise StepCancelled("cancelled")
+
+    return pass_barrier

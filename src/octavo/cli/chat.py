@@ -7,7 +7,7 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
@@ -39,12 +39,20 @@ class _Delta(Protocol):
     def finish_reason(self) -> str | None: ...
 
 
+class _Deltas(Protocol):
+    def __iter__(self) -> Iterator[_Delta]: ...
+
+    def close(self) -> None: ...
+
+
 class _Model(Protocol):
     """What a conversation needs of `octavo.LLM`."""
 
     def chat(
         self, messages: list[dict[str, str]], params: SamplingParams, stream: bool
-    ) -> Iterator[_Delta]: ...
+    ) -> _Deltas: ...
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +82,7 @@ class _Conversation:
         self.turn += 1
         asked = [*self._opening(), *self.messages, _message("user", question)]
         start = time.perf_counter()
-        text, reason = _streamed(self.model.chat(asked, self.params, stream=True), show)
+        text, reason = _streamed(lambda: self.model.chat(asked, self.params, stream=True), show)
         if text:
             self.messages += [_message("user", question), _message("assistant", text)]
         return _Answer(self.turn, text, reason, time.perf_counter() - start)
@@ -102,10 +110,10 @@ def command(model: str, system: str | None, as_json: bool) -> None:
 
     config = runtime_config()
     params = sampling_params()
-    llm = cast(_Model, LLM(model, format=config.format, config=config))
-    if sys.stdin.isatty() and not as_json:
-        click.echo(_HELP, err=True)
-    _talk(_Conversation(llm, params, system), as_json)
+    with closing(cast(_Model, LLM(model, format=config.format, config=config))) as llm:
+        if sys.stdin.isatty() and not as_json:
+            click.echo(_HELP, err=True)
+        _talk(_Conversation(llm, params, system), as_json)
 
 
 def _talk(conversation: _Conversation, as_json: bool) -> None:
@@ -146,18 +154,22 @@ def _emit_line(value: Mapping[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def _streamed(deltas: Iterator[_Delta], show: Callable[[str], None]) -> tuple[str, str | None]:
+def _streamed(ask: Callable[[], _Deltas], show: Callable[[str], None]) -> tuple[str, str | None]:
     """The whole text, shown as it comes, and why it ended ("abort" after Ctrl-C)."""
     parts: list[str] = []
     reason: str | None = None
-    with _interruptible() as interrupted, closing(cast(Generator[_Delta], deltas)):
-        for delta in deltas:
-            parts.append(delta.text)
-            show(delta.text)
-            reason = delta.finish_reason or reason
-            if interrupted() and reason is None:
-                reason = "abort"
-                break
+    with _interruptible() as interrupt:
+        try:
+            with closing(ask()) as deltas:
+                for delta in deltas:
+                    with interrupt.held():
+                        parts.append(delta.text)
+                        show(delta.text)
+                        reason = delta.finish_reason or reason
+        except KeyboardInterrupt:
+            if interrupt.count > 1:
+                raise
+            reason = reason or "abort"
     return "".join(parts), reason
 
 
@@ -166,19 +178,37 @@ def _show(text: str) -> None:
     sys.stdout.flush()
 
 
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C is noted, not raised: no engine code is cut short. A second one ends the program."""
-    seen: list[int] = []
+class _Interrupt:
+    """Ctrl-C during an answer. It raises at once, as the model may be busy with a long prefill, but
+    for text that is being shown: that is finished first. `count`: how often it came."""
 
-    def note(number: int, frame: FrameType | None) -> None:
-        if seen:
+    def __init__(self) -> None:
+        self.count = 0
+        self._held = False
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+        if self.count > 1 or not self._held:
             raise KeyboardInterrupt
-        seen.append(number)
 
-    previous = signal.signal(signal.SIGINT, note)
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+        if self.count:
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def _interruptible() -> Iterator[_Interrupt]:
+    """The first Ctrl-C stops the answer, a second one the program."""
+    interrupt = _Interrupt()
+    previous = signal.signal(signal.SIGINT, interrupt.handle)
     try:
-        yield lambda: bool(seen)
+        yield interrupt
     finally:
         signal.signal(signal.SIGINT, previous)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
@@ -19,7 +18,7 @@ from octavo.cli.output import emit_json, requantized_line, summary_line
 from octavo.core.errors import UserError
 
 if TYPE_CHECKING:
-    from octavo.api import LLM, Completion, Delta
+    from octavo.api import LLM, Answers, Completion
     from octavo.backends.base import Receipt
     from octavo.engine.request import SamplingParams
 
@@ -48,7 +47,8 @@ def command(model: str, prompt: str, raw: bool, as_json: bool) -> None:
             click.echo(requantized_line(use.format for use in receipt.kernels))
         completion = _answer(llm, text, params, raw, show=not as_json)
         if as_json:
-            emit_json(_as_json(model, config.format, completion, receipt))
+            fields = _as_json(model, config.format, completion, receipt)
+            emit_json({**fields, "step_rows": llm.step_rows})
         else:
             click.echo("\n\n" + _last_line(completion, receipt))
 
@@ -62,15 +62,16 @@ def _read(prompt: str) -> str:
 
 def _answer(llm: LLM, text: str, params: SamplingParams, raw: bool, show: bool) -> Completion:
     """The finished answer; what comes is shown at once."""
-    for delta in _deltas(llm, text, params, raw):
-        if show:
-            click.echo(delta.text, nl=False)
-        if delta.completion is not None:
-            return delta.completion
+    with _answers(llm, text, params, raw) as deltas:
+        for delta in deltas:
+            if show:
+                click.echo(delta.text, nl=False)
+            if delta.completion is not None:
+                return delta.completion
     raise UserError("the answer was cut off: the model was closed")
 
 
-def _deltas(llm: LLM, text: str, params: SamplingParams, raw: bool) -> Iterator[Delta]:
+def _answers(llm: LLM, text: str, params: SamplingParams, raw: bool) -> Answers:
     if raw or llm.tokenizer.chat_template is None:
         return llm.stream(text, params)
     return llm.chat([{"role": "user", "content": text}], params, stream=True)
