@@ -66,7 +66,7 @@ def test_missing_native_core_is_reported_not_raised(
         raise UnsupportedError("the native core can't be loaded: build it")
 
     monkeypatch.setattr(kernel_check, "runnable_isas", missing)
-    assert main(["doctor"]) == 1
+    assert main(["doctor"]) == 2
     assert "PROBLEM: the native core" in capsys.readouterr().out
 
 

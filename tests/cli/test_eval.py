@@ -113,7 +113,7 @@ def test_llama_cpp_protocol_and_stride(
 
 @pytest.mark.usefixtures("opened")
 @pytest.mark.parametrize(
-    ("content", "named"), [(None, "No such file"), (b"ok \xff", "byte 3"), (b"", "0 tokens")]
+    ("content", "named"), [(None, "No such file"), (b"ok \xff", "byte 3"), (b"", "is empty")]
 )
 def test_bad_texts_are_one_clear_error(
     content: bytes | None, named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

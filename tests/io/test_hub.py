@@ -75,7 +75,9 @@ def test_a_snapshot_without_a_model_is_named(
         ("", UserError, r"'' is no model here"),
         ("a/b/c", UserError, r"'a/b/c' is no model here"),
         ("not-there.gguf", ModelFileError, r"not-there\.gguf does not exist"),
-        ("./x/y", ModelFileError, r"\./x/y does not exist"),
+        ("./x/y", ModelFileError, r"x/y does not exist\. Check the path"),
+        ("x/y/", ModelFileError, r"x/y does not exist"),
+        ("12345", UserError, r"qwen2\.5-coder-1\.5b\)\.$"),
         ("org/file.gguf", ModelFileError, r"does not exist"),
     ],
 )

@@ -69,7 +69,7 @@ def command(
 
 def _config(config: RuntimeConfig, threads: int, wanted: tuple[SpeedTest, ...]) -> RuntimeConfig:
     """One sequence, with a context that just holds the longest test unless told otherwise."""
-    context = config.context or max(test.depth + test.tokens for test in wanted)
+    context = config.context or max(2, *(test.depth + test.tokens for test in wanted))
     return dataclasses.replace(
         config, context=context, max_seqs=1, threads=threads or config.threads
     )

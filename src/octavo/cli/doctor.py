@@ -33,7 +33,10 @@ PACKAGES = ("numpy", "tokenizers", "click", "rich", "torch", "transformers", "ll
 @click.command()
 @json_option
 def command(as_json: bool) -> int:
-    """Check processor, limits, memory and kernels. Exit status 1 when a kernel is wrong."""
+    """Check processor, limits, memory and kernels.
+
+    Exit status 1 when a kernel is wrong, 2 when none can be run as asked (OCTAVO_ISA).
+    """
     check_platform()
     machine = probe()
     isas, checks, problem = _native()
@@ -68,7 +71,7 @@ def command(as_json: bool) -> int:
             click.echo(f"WRONG: {check.isa} {check.kernel}: {check.error_over_bound:.3g} x bound")
         if problem:
             click.echo(f"PROBLEM: {problem}")
-    return 1 if wrong or problem else 0
+    return 1 if wrong else 2 if problem else 0
 
 
 def _native() -> tuple[tuple[str, ...], tuple[KernelCheck, ...], str]:

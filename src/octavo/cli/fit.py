@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -99,8 +98,9 @@ def command(
     MODEL may be a config.json or a directory without weights: none are read.
     """
     from octavo.io.checkpoint import read_header
+    from octavo.io.hub import resolve_config
 
-    spec = read_header(_header_path(model)).spec
+    spec = read_header(resolve_config(model)).spec
     tokens = _checked_context(spec, context)
     report = fit(spec, model, memory or _machine_memory(), bandwidth, tokens)
     emit_json(report) if as_json else _print(report)
@@ -150,13 +150,6 @@ def _row(
         tokens_per_second=bandwidth and bandwidth / size.per_token,
         tokens_per_second_at_context=bandwidth and bandwidth / (size.per_token + kv),
     )
-
-
-def _header_path(model: str) -> Path:
-    from octavo.io.hub import resolve_model
-
-    path = Path(model).expanduser()
-    return path if path.name == "config.json" else resolve_model(model)
 
 
 def _checked_context(spec: DecoderSpec, context: int | None) -> int:

@@ -7,7 +7,9 @@ for our own failures, 130 for an interrupt. OCTAVO_DEBUG=1 shows the traceback.
 
 from __future__ import annotations
 
+import errno
 import importlib
+import io
 import json
 import os
 import sys
@@ -17,7 +19,7 @@ from types import MappingProxyType
 import click
 
 from octavo._version import __version__
-from octavo.core.errors import InternalError, OctavoError
+from octavo.core.errors import InternalError, OctavoError, ResourceError
 
 COMMANDS = MappingProxyType(
     {
@@ -31,6 +33,7 @@ COMMANDS = MappingProxyType(
         "doctor": ("octavo.cli.doctor", "Check processor, limits, memory and kernels."),
     }
 )
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 
@@ -71,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Never raises but for OCTAVO_DEBUG=1.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    _accept_any_bytes()
     try:
         status = cli.main(words, prog_name="octavo", standalone_mode=False)
         sys.stdout.flush()
@@ -85,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (click.ClickException, OctavoError) as error:
         return _report(error, words)
     except Exception as error:
-        return _report(_as_ours(error), words)
+        return _report(_resource(error) or _as_ours(error), words)
 
 
 def _report(error: click.ClickException | OctavoError, words: Sequence[str]) -> int:
@@ -99,6 +103,26 @@ def _report(error: click.ClickException | OctavoError, words: Sequence[str]) -> 
         click.echo(json.dumps({"error": body}))
     click.echo(f"octavo: error: {message}", err=True)
     return status
+
+
+def _accept_any_bytes() -> None:
+    """What isn't text comes in as surrogates, which the tokenizer refuses by name; what the
+    terminal can't show goes out as a question mark."""
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
+
+
+def _resource(error: Exception) -> ResourceError | None:
+    """The error of a machine that is too small, where nobody nearer said so."""
+    if isinstance(error, MemoryError):
+        return ResourceError(
+            "there is too little memory: take a shorter --context or a smaller --format, "
+            "or raise the limit (`ulimit -v`)"
+        )
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return ResourceError(f"the output can't be written: {error.strerror}; make room for it")
+    return None
 
 
 def _as_ours(error: Exception) -> InternalError:

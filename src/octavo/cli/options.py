@@ -74,6 +74,10 @@ def _exceptions(
     ctx: click.Context, param: click.Parameter, value: tuple[str, ...]
 ) -> tuple[tuple[str, str], ...]:
     pairs = tuple(_exception(word, param, ctx) for word in value)
+    parts = [part for part, _ in pairs]
+    for part in parts:
+        if parts.count(part) > 1:
+            raise click.BadParameter(f"{part!r} is given more than once", ctx, param)
     ctx.meta["octavo.keep"] = pairs
     return pairs
 
@@ -181,11 +185,14 @@ def sampling_params() -> SamplingParams:
 
 
 def read_text(path: Path) -> str:
-    """A text file's content. Raises UserError naming the file when it can't be read as UTF-8."""
+    """A text file's content. Raises UserError naming a file that is empty or is no UTF-8."""
     try:
-        return path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}: name a readable text file") from error
     except UnicodeDecodeError as error:
         place = f"byte {error.start}"
         raise UserError(f"{path}: {place} is not UTF-8: convert the file to UTF-8") from error
+    if not text:
+        raise UserError(f"{path}: the file is empty: name one that holds a text")
+    return text

@@ -386,7 +386,9 @@ def _check_vocabulary(param: str, tokens: tuple[int, ...], vocab: int) -> None:
     for token in tokens:
         if not 0 <= token < vocab:
             raise RequestError(
-                f"{param} holds token {token}; the vocabulary has {vocab} tokens", param=param
+                f"{param} holds token {token}; the vocabulary has {vocab} tokens: give ids below "
+                "that, or the tokenizer that belongs to the model",
+                param=param,
             )
 
 

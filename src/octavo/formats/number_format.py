@@ -331,8 +331,8 @@ def _refuse(text: str, problem: str) -> NoReturn:
     else:
         typed = text.strip().lower()
         known = [name for name in COMMON_NAMES if name.startswith(typed)] or COMMON_NAMES
-        near = difflib.get_close_matches(typed, known, 1, 0.0)[0]
-        hint = f"did you mean {near}?"
+        near = difflib.get_close_matches(typed, known, 1, 0.5)
+        hint = f"did you mean {near[0]}?" if near else "one is int4_g32"
     raise FormatError(f"{text!r} {problem}; {hint} (`octavo formats` lists them)")
 
 

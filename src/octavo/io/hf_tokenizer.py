@@ -58,7 +58,10 @@ def _backend(path: Path) -> tokenizers.Tokenizer:
     try:
         backend = Tokenizer.from_file(str(path))
     except Exception as error:  # the package raises bare Exception for every damage
-        raise TokenizerError(f"{path.name} is damaged or too new: {error}") from error
+        raise TokenizerError(
+            f"{path.name} is damaged or too new for the tokenizers package: {error}. Fetch it "
+            "again, or upgrade that package."
+        ) from error
     backend.no_truncation()
     backend.no_padding()
     return backend
@@ -129,7 +132,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(_read_text(path))
     except (ValueError, RecursionError) as error:
-        raise TokenizerError(f"{path.name} is not valid JSON: {error}") from error
+        raise TokenizerError(f"{path.name} is not valid JSON: {error}. Fetch it again.") from error
     if not isinstance(value, dict):
         raise TokenizerError(f"{path.name} must hold an object, not {type(value).__name__}")
     return value
@@ -139,4 +142,4 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise TokenizerError(f"{path.name} can't be read: {error}") from error
+        raise TokenizerError(f"{path.name} can't be read: {error}. Fetch it again.") from error

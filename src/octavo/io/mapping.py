@@ -6,8 +6,11 @@ number of bytes that were expected.
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
+import stat
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,6 +84,7 @@ class FileMapping:
 
 def _map_file(path: Path) -> mmap.mmap:
     try:
+        _check_kind(path)
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size == 0:
@@ -90,22 +94,33 @@ def _map_file(path: Path) -> mmap.mmap:
         raise ModelFileError(
             f"{path}: no such file. Check the path, or fetch the model again."
         ) from None
-    except IsADirectoryError:
-        raise ModelFileError(
-            f"{path}: a directory where a file was expected. Give the file."
-        ) from None
-    except MemoryError as error:
-        raise ResourceError(f"{path}: no address space to map it ({error}).") from error
     except OSError as error:
+        if error.errno == errno.ENOMEM:
+            raise ResourceError(
+                f"{path}: no address space to map its {path.stat().st_size} bytes. "
+                "Raise the limit (`ulimit -v`), or take a smaller model."
+            ) from error
         raise ModelFileError(
             f"{path}: can't be read ({error.strerror}). Check the path and its permissions."
         ) from error
 
 
+def _check_kind(path: Path) -> None:
+    """Only a plain file: opening a pipe would wait for its writer for ever."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        kind = "a directory" if stat.S_ISDIR(mode) else "a pipe or a device"
+        raise ModelFileError(f"{path}: {kind} where a file was expected. Give the file.")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes `path`'s place only when the block ends well; otherwise nothing is left."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    """A file that takes `path`'s place only when the block ends well; otherwise nothing is left.
+
+    Raises ResourceError when the place can't be written, or the disk is full.
+    """
+    # No name of tempfile's: its files are private, and this one is to have what the umask says.
+    beside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
         with beside.open("wb") as file:
             yield file
@@ -113,6 +128,9 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         beside.replace(path)
     except OSError as error:
-        raise ResourceError(f"{path}: can't be written ({error.strerror}).") from error
+        raise ResourceError(
+            f"{path}: can't be written ({error.strerror or error}). "
+            "Check the directory's permissions and its free space."
+        ) from error
     finally:
         beside.unlink(missing_ok=True)

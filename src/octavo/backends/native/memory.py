@@ -57,6 +57,8 @@ def choose_context(
             f"context {config.context} exceeds the model's {spec.max_positions} positions; "
             "ask for less"
         )
+    if config.context == 1:
+        raise UnsupportedError("context 1 holds no prompt with an answer; ask for at least 2")
     room = (budget.available - budget.packed - _SPARE) // per_token
     if config.context:
         _check(budget, max(config.context, config.kv_tokens) * per_token, config)

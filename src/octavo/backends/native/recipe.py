@@ -61,7 +61,7 @@ def storage(role: Role, view: TensorView, config: RuntimeConfig, tied: bool = Fa
     stored = view.raw(0, 1).type
     wanted = wanted_format(role, config, tied)
     target = view.format if wanted == "source" else NumberFormat.parse(wanted)
-    target.groups(shape)
+    _check_shape(role, target, shape)
     method, convention = _method(target, view.format, stored)
     act = _activations(role, target, config)
     _check_group(role, target, shape, act)
@@ -109,7 +109,7 @@ def _method(target: NumberFormat, stored: NumberFormat, type_name: str) -> tuple
     if target.plain and target.bits > 8:
         return "floats", ""
     if target == stored:
-        return ("blocks" if type_name in GGUF_FORMATS else "encoded"), ""
+        return ("blocks" if GGUF_FORMATS.get(type_name) == stored else "encoded"), ""
     convention = resolve_convention(target, None)
     if _rounds_natively(target) and convention in _NATIVE_CONVENTIONS:
         return "rounded", convention
@@ -146,6 +146,13 @@ def _activations(role: Role, target: NumberFormat, config: RuntimeConfig) -> _na
 
 def _group(format: NumberFormat, shape: tuple[int, int]) -> int:
     return format.granularity.size if isinstance(format.granularity, PerGroup) else shape[1]
+
+
+def _check_shape(role: Role, target: NumberFormat, shape: tuple[int, int]) -> None:
+    try:
+        target.groups(shape)
+    except FormatError as error:
+        raise FormatError(f"{role}: {error}") from error
 
 
 def _check_group(
