@@ -38,7 +38,7 @@ def encode(
     """
     grouped = _grouped(weight, format)
     rule = resolve_convention(format, convention)
-    factor = _tensor_scale(grouped, format, rule, np)
+    factor = tensor_scale(grouped, format, rule, np)
     with np.errstate(over="ignore", invalid="ignore"):  # overflow is found in the result
         blocks = [
             _stored(round_groups(block, format, rule, factor, np), weight.shape[1], format)
@@ -62,7 +62,7 @@ def fake_quantize(
     rows, per_row, size = format.groups(shape)
     grouped = xp.reshape(weight, (rows, per_row, size))
     rule = resolve_convention(format, convention)
-    factor = _tensor_scale(grouped, format, rule, xp)
+    factor = tensor_scale(grouped, format, rule, xp)
     return xp.reshape(round_groups(grouped, format, rule, factor, xp).values, shape)
 
 
@@ -83,7 +83,7 @@ def _grouped(weight: F32, format: NumberFormat) -> F32:
     return weight.reshape(groups)
 
 
-def _tensor_scale(grouped: Array, format: NumberFormat, rule: Convention, xp: Any) -> float:
+def tensor_scale(grouped: Array, format: NumberFormat, rule: Convention, xp: Any) -> float:
     """1, but for e4m3 scales, whose narrow range it centres: the largest scale becomes 448."""
     if format.scale != "e4m3":
         return 1.0
