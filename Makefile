@@ -28,7 +28,7 @@ $(VENV)/.tools: pyproject.toml | $(BIN)/python
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.tools pyproject.toml CMakeLists.txt $(SOURCES)
-	$(PIP) install -q --no-build-isolation ".[dev,lint]"
+	$(PIP) install -q --no-build-isolation -C cmake.define.OCTAVO_WERROR=ON ".[dev,lint]"
 	touch $@ $(VENV)/.runtime
 
 test: lint unit
@@ -46,7 +46,8 @@ lint: $(VENV)/.dev
 
 # The extension alone, into src/, for work without installing (PYTHONPATH=src).
 native: $(VENV)/.tools
-	cmake -S . -B build/dev -G Ninja -DPython_EXECUTABLE=$(abspath $(BIN)/python) -DCMAKE_BUILD_TYPE=Release
+	cmake -S . -B build/dev -G Ninja -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
+		-DCMAKE_BUILD_TYPE=Release -DOCTAVO_WERROR=ON
 	cmake --build build/dev
 	install build/dev/_native*.so src/octavo/  # a new file: the old one may be mapped
 

@@ -180,8 +180,10 @@ def write_gguf(
     model: Model,
     tensors: Weights,
     encode: Callable[[str, F32], gguf.GGMLQuantizationType] | None = None,
+    metadata: Mapping[str, Any] | None = None,
 ) -> Path:
-    """The same weights by GGUF's conventions. `encode` chooses a matrix's type by GGUF name."""
+    """The same weights by GGUF's conventions. `encode` chooses a matrix's type by GGUF name;
+    `metadata` is written besides (integers, texts and lists)."""
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[model.gguf_arch])
     numbers = {
         "block_count": LAYERS, "context_length": 128, "embedding_length": HIDDEN,
@@ -193,8 +195,9 @@ def write_gguf(
         writer.add_uint32(f"{writer.arch}.{key}", value)
     writer.add_float32(f"{writer.arch}.attention.layer_norm_rms_epsilon", 1e-5)
     writer.add_float32(f"{writer.arch}.rope.freq_base", 10000.0)
-    writer.add_uint32("tokenizer.ggml.eos_token_id", 2)
-    writer.add_uint32("tokenizer.ggml.eot_token_id", 3)
+    ids = {"tokenizer.ggml.eos_token_id": 2, "tokenizer.ggml.eot_token_id": 3}
+    for key, value in {**ids, **(metadata or {})}.items():
+        _add(writer, key, value)
     for name, values in gguf_tensors(model, tensors).items():
         kind = encode(name, values) if encode and values.ndim > 1 else None
         if kind is None:
@@ -206,6 +209,15 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+    if isinstance(value, int):
+        writer.add_uint32(key, value)
+    elif isinstance(value, str):
+        writer.add_string(key, value)
+    else:
+        writer.add_array(key, value)
 
 
 def gguf_tensors(model: Model, tensors: Weights) -> Weights:
