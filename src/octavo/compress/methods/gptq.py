@@ -10,7 +10,10 @@ factor of H^-1 = U^T U (section 3.3, step 3); columns beyond a block are updated
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
+
+from torch import Tensor, cholesky_inverse
+from torch.linalg import cholesky_ex
 
 from octavo.compress.base import LinearStats, Needs
 from octavo.compress.methods.grid import Grid
@@ -19,9 +22,6 @@ from octavo.formats.granularity import PerGroup
 from octavo.formats.number_format import NumberFormat
 from octavo.formats.quantized import QuantizedTensor
 from octavo.formats.rounding import Convention
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +106,6 @@ class Gptq:
 
     def factor(self, H: Tensor, tokens: int) -> Tensor:
         """U, upper triangular, with (H + damp * mean(diag H) * I)^-1 = U^T U."""
-        from torch import cholesky_inverse
-        from torch.linalg import cholesky_ex
-
         mean, damp = H.diagonal().mean(), self.damp
         while mean.isfinite() and damp <= max(1.0, self.damp):
             damped = H.clone()

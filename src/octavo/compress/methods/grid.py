@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from octavo.core.errors import FormatError
 from octavo.formats.codebooks import named_levels
@@ -17,9 +18,6 @@ from octavo.formats.packing import pack_bits
 from octavo.formats.quantized import QuantizedTensor
 from octavo.formats.rounding import Convention, resolve_convention
 from octavo.formats.rtn import encode
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class Grid:

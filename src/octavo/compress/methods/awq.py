@@ -1,0 +1,152 @@
+"""AWQ (arXiv 2306.00978): protect the weights of large inputs by scaling, then clip.
+
+A weight that is multiplied by s before rounding, its input divided by s, has its error divided by
+s as long as the group's scale stays (section 3.2). Which inputs matter shows in the activations:
+s = s_X^alpha, s_X being the mean |x| of an input, and alpha is searched for the least error of the
+module's output (eqs. 4 and 5). No weight stays in 16 bits: that was the motivating experiment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from octavo.compress.base import BlockView, LinearStats, Needs, ScaleFold
+from octavo.core.errors import ConfigError, FormatError, NumericsError
+from octavo.formats.number_format import NumberFormat
+from octavo.formats.quantized import QuantizedTensor
+from octavo.formats.rtn import encode, fake_quantize
+from octavo.spec.decoder import Part, Role
+from octavo.spec.graph import FoldEdge, fold_edges
+
+_INSPECTED: tuple[Part, ...] = ("q", "gate", "o", "down")
+
+
+@dataclass(frozen=True, slots=True)
+class Awq:
+    """Transform of every fold edge: norm to q, k, v; v to o (not with grouped queries, where the
+    channels of v are read several times over); norm to gate, up; up to down.
+
+    points   of the grid alpha = 0, 1 / points, ... below 1. Alpha = 0 is rounding without scales:
+             on the calibration samples the result is never worse.
+    """
+
+    needs: ClassVar[Needs] = Needs.MEAN_ABS | Needs.SAMPLES
+
+    points: int = 20
+
+    def __post_init__(self) -> None:
+        if self.points < 1:
+            raise ConfigError(f"awq: points is {self.points}; it must be at least 1")
+
+    def plan(
+        self, block: BlockView, stats: Mapping[Role, LinearStats], target: NumberFormat
+    ) -> Sequence[ScaleFold]:
+        edges = (e for e in fold_edges(block.spec, block.layer) if e.repeat == 1)
+        folds = [self.best(edge, block, stats, target) for edge in edges]
+        return [fold for fold in folds if (fold.scale != 1).any()]
+
+    def best(
+        self,
+        edge: FoldEdge,
+        block: BlockView,
+        stats: Mapping[Role, LinearStats],
+        target: NumberFormat,
+    ) -> ScaleFold:
+        """The scale of least loss for one edge. Raises NumericsError when no token was seen."""
+        seen = {role: stats[role] for role in edge.targets if role in stats and stats[role].tokens}
+        if not seen:
+            raise NumericsError(f"awq: no calibration token reaches {edge.targets[0]}; use more")
+        s_X = mean_abs(list(seen.values()))
+        scales = [self.scale(s_X, i / self.points) for i in range(self.points)]
+        wanted = outputs(block, seen, {})
+        losses = [loss(s, block, seen, target, wanted) for s in scales]
+        return ScaleFold(edge.source, edge.targets, scales[losses.index(min(losses))])
+
+    def scale(self, s_X: Tensor, alpha: float) -> Tensor:
+        """s_X^alpha, its extremes centred on 1."""
+        s = (s_X**alpha).clamp(min=1e-4)
+        return s / (s.max() * s.min()).sqrt()
+
+
+def mean_abs(stats: Sequence[LinearStats]) -> Tensor:
+    """s_X over all tokens: experts see tokens of their own."""
+    total = sum(entry.tokens for entry in stats)
+    parts = [x * (e.tokens / total) for e in stats if (x := e.mean_abs) is not None]
+    return sum(parts[1:], parts[0])
+
+
+def outputs(
+    block: BlockView, stats: Mapping[Role, LinearStats], weights: Mapping[Role, Tensor]
+) -> list[Tensor]:
+    """What the modules around the readers compute for the samples, with some weights replaced."""
+    samples = [(role, stats[role].samples) for role in stats if role.part in _INSPECTED]
+    return [block.output(role, x, weights) for role, x in samples if x is not None]
+
+
+def loss(
+    s: Tensor,
+    block: BlockView,
+    stats: Mapping[Role, LinearStats],
+    target: NumberFormat,
+    wanted: Sequence[Tensor],
+) -> float:
+    """Squared error of the modules' outputs with weights Q(W * s) / s (eq. 4)."""
+    scaled = {role: fake_quantize(block.weight(role) * s, target, torch) / s for role in stats}
+    pairs = zip(outputs(block, stats, scaled), wanted, strict=True)
+    return sum(float((y - want).double().square().sum()) for y, want in pairs)
+
+
+@dataclass(frozen=True, slots=True)
+class AwqClip:
+    """Encoder: shrinks the range of each group while the error of the layer's output falls.
+
+    The range is (1 - i / points) max|w|, i / points below max_shrink. A group's error over all
+    tokens is its part of tr((W - Q) H (W - Q)^T), so H replaces samples. With one-level scales no
+    group is worse than when rounded to nearest. Not for parts in `skips`: q and k meet in a
+    product, where the error of their own outputs says little.
+    """
+
+    needs: ClassVar[Needs] = Needs.HESSIAN
+    skips: ClassVar[tuple[Part, ...]] = ("q", "k")
+
+    points: int = 20
+    max_shrink: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.points < 1 or not 0 < self.max_shrink < 1:
+            raise ConfigError("awq_clip: points must be at least 1, max_shrink between 0 and 1")
+
+    def encode(
+        self, weight: Tensor, target: NumberFormat, stats: LinearStats, mask: Tensor | None = None
+    ) -> QuantizedTensor:
+        assert stats.hessian is not None
+        W = weight if mask is None else weight * mask
+        grouped = target.groups((W.shape[0], W.shape[1]))
+        limit = W.reshape(grouped).abs().amax(-1, keepdim=True)
+        best, least = W, torch.full_like(limit, torch.inf)
+        for i in range(max(1, round(self.max_shrink * self.points))):
+            p = 1 - i / self.points
+            clipped = W.reshape(grouped).clamp(-p * limit, p * limit)
+            Q = fake_quantize(clipped.reshape(W.shape), target, torch)
+            error = group_errors(W - Q, stats.hessian, grouped)
+            best = clipped.where(error < least, best.reshape(grouped)).reshape(W.shape)
+            least = error.minimum(least)
+        made = encode(best.numpy(), target)
+        if mask is not None and made.dequantize()[~mask.numpy()].any():
+            raise FormatError(f"{target} can't store exact zeros: pruned weights need a zero")
+        return made
+
+
+def group_errors(D: Tensor, H: Tensor, grouped: tuple[int, int, int]) -> Tensor:
+    """diag(D_g H_gg D_g^T) of each group, shaped [rows of scales, groups, 1]."""
+    rows, groups, _ = grouped
+    n = D.shape[1] // groups
+    D_g = D.reshape(-1, groups, n).transpose(0, 1)
+    H_gg = H.reshape(groups, n, groups, n).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+    error = ((D_g @ H_gg) * D_g).sum(-1).T
+    return (error if rows == D.shape[0] else error.sum(0, keepdim=True))[..., None]
