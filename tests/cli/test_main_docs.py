@@ -1,9 +1,10 @@
-"""Commands that the documentation shows are commands that the program takes."""
+"""The documentation holds: commands it shows parse, links and paths it names lead somewhere."""
 
 from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -11,20 +12,59 @@ import pytest
 
 from octavo.cli.main import COMMANDS, cli, main
 
-DOCS = Path(__file__).parents[2] / "docs"
-PAGES = ("glossary.md", "cli.md", "measuring.md")
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
+PLANS = frozenset({DOCS / "architecture.md"})  # the agreed shape, which later stages fill in
+TREES = ("src", "native", "tests", "docs", "scripts", "benchmarks", "examples")
+
+
+def pages(without: frozenset[Path] = frozenset()) -> Iterator[tuple[Path, str]]:
+    return ((page, page.read_text(encoding="utf-8")) for page in PAGES if page not in without)
 
 
 def shown_commands() -> list[str]:
     found = {
         command.replace("\\|", "|")
-        for page in PAGES
-        for command in re.findall(
-            r"`(octavo [a-z][^`]*)`", (DOCS / page).read_text(encoding="utf-8")
-        )
-        if "COMMAND" not in command and "[" not in command
+        for _, text in pages(PLANS)
+        for command in re.findall(r"`(octavo [a-z][^`]*)`|^\$ (octavo [^#\n]*)", text, re.MULTILINE)
+        for command in command
+        if command and "COMMAND" not in command and "[" not in command
     }
     return sorted(found)
+
+
+def links() -> list[tuple[str, str]]:
+    return [
+        (str(page.relative_to(ROOT)), link)
+        for page, text in pages()
+        for link in re.findall(r"\]\(([^)\s]+)\)", text)
+        if "://" not in link
+    ]
+
+
+def anchors(text: str) -> set[str]:
+    """Names of a page's headings, as a renderer makes them."""
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize(("page", "link"), links())
+def test_relative_links_lead_to_a_file_and_a_heading(page: str, link: str) -> None:
+    name, _, heading = link.partition("#")
+    target = (ROOT / page).parent / name if name else ROOT / page
+    assert target.exists()
+    assert not heading or heading in anchors(target.read_text(encoding="utf-8"))
+
+
+def test_named_files_exist() -> None:
+    named = {
+        (str(page.relative_to(ROOT)), path)
+        for page, text in pages(PLANS)
+        for path in re.findall(rf"`((?:{'|'.join(TREES)})/[\w./-]*)`", text)
+    }
+    assert named
+    assert [(page, path) for page, path in sorted(named) if not (ROOT / path).exists()] == []
 
 
 @pytest.mark.parametrize("shown", shown_commands())
