@@ -4,6 +4,8 @@ import dataclasses
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
+from typing import NamedTuple
 
 import pytest
 
@@ -12,6 +14,7 @@ from octavo.api import LLM, Completion, Delta, _with_format
 from octavo.backends.base import RuntimeConfig
 from octavo.core.errors import (
     ConfigError,
+    InternalError,
     ModelFileError,
     OctavoError,
     RequestError,
@@ -150,6 +153,11 @@ def test_a_prompt_beyond_the_context_names_both_numbers(llm):
     assert llm.executor.rows == []  # nothing ran
 
 
+def test_the_kind_of_what_is_no_prompt_is_named(llm):
+    with pytest.raises(RequestError, match=r"got list of float and int .*tolist"):
+        llm.generate([[1, 2.5]])
+
+
 @pytest.mark.parametrize("prompts", [[1, 2], [["a"]], [[1.5]], [None], [[True]]])
 def test_what_is_no_prompt_is_refused(llm, prompts):
     with pytest.raises(RequestError) as caught:
@@ -159,8 +167,13 @@ def test_what_is_no_prompt_is_refused(llm, prompts):
 
 def test_an_error_of_the_executor_is_raised(llm):
     llm.executor.fail_with = ResourceError("no memory for the step")
-    with pytest.raises(OctavoError, match="no memory for the step"):
+    with pytest.raises(ResourceError, match="no memory for the step") as caught:
         llm.generate("a")
+    assert caught.value is not llm.executor.fail_with  # several callers may get it
+    llm.executor.fail_with = RequestError("too long", param="prompt", code="length")
+    with pytest.raises(RequestError) as refused:
+        llm.generate("a")
+    assert (refused.value.param, refused.value.code) == ("prompt", "length")
     llm.executor.fail_with = None
     assert llm.generate("a", SamplingParams(max_tokens=1))[0].text == "b"
 
@@ -218,6 +231,31 @@ def test_calls_from_many_threads_share_the_steps(llm):
         assert text == "".join(chr(ord(letter) + i) for i in range(1, 21))
 
 
+def test_a_model_that_can_not_be_set_up_is_closed(monkeypatch, tmp_path):
+    """Its executor has weights and, maybe, threads."""
+    executor = FakeExecutor(FakeModel(258), dataclasses.replace(CONFIG, context=1), (64,))
+    opened = OpenedModel(None, None, "hf", {}, (), {})
+    monkeypatch.setattr("octavo.io.hub.resolve_model", lambda ref: tmp_path)
+    monkeypatch.setattr("octavo.io.checkpoint.open_model", lambda path: nullcontext(opened))
+    monkeypatch.setattr("octavo.io.tokenizer.load_tokenizer", lambda *_: ByteTokenizer())
+    monkeypatch.setattr("octavo.backends.native.backend.load", lambda *_: executor)
+    with pytest.raises(InternalError, match="two tokens"):
+        LLM("x")
+    assert executor.closed
+    assert "octavo-engine" not in {thread.name for thread in threading.enumerate()}
+
+
+class OpenedModel(NamedTuple):
+    """What LLM reads of an opened model."""
+
+    spec: object
+    source: object
+    kind: str
+    metadata: dict[str, object]
+    eos_ids: tuple[int, ...]
+    generation: dict[str, float]
+
+
 def test_close_is_final_and_idempotent(llm):
     llm.generate("a", SamplingParams(max_tokens=1))
     llm.close()
@@ -230,6 +268,7 @@ def test_close_is_final_and_idempotent(llm):
 def test_what_was_loaded_is_visible(llm):
     assert llm.receipt().backend == "fake"
     assert llm.context == 64
+    assert llm.step_rows == 16
     assert llm.spec is llm.executor.spec
     assert llm.tokenizer.bos_id == 257
 

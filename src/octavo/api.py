@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from itertools import count
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from octavo.backends.base import Executor, Receipt, RuntimeConfig
+from octavo.core.closing import Closing
 from octavo.core.errors import ConfigError, RequestError
 from octavo.engine.client import InProcessClient, OutputStream
 from octavo.engine.detokenize import Detokenizer
@@ -67,7 +67,7 @@ class Delta:
     completion: Completion | None = None
 
 
-class LLM:
+class LLM(Closing):
     """A loaded model. Any thread may call it; requests at the same time share its steps.
 
     `model` is a directory, a .gguf file, a hub id, or a demo model's name. `format` names a number
@@ -242,8 +242,8 @@ class LLM:
         if isinstance(prompt, Sequence) and all(type(token) is int for token in prompt):
             return tuple(prompt)
         raise RequestError(
-            f"a prompt is a text or a sequence of token ids, got {type(prompt).__name__}"
-            " (several prompts of ids are a list of lists)",
+            f"a prompt is a text or a sequence of token ids, got {_kind(prompt)}"
+            " (several prompts of ids are a list of lists; an array's ids are array.tolist())",
             param="prompt",
         )
 
@@ -276,17 +276,6 @@ class LLM:
         """End what runs and free the model. Idempotent."""
         self._client.close()
         self._executor.close()
-
-    def __enter__(self) -> LLM:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class _Answer:
@@ -340,7 +329,7 @@ class _Answer:
         )
 
 
-class Answers(Iterator[Delta]):
+class Answers(Iterator[Delta], Closing):
     """The answers of one call, as they come. Closing it ends those that still run."""
 
     def __init__(
@@ -380,17 +369,6 @@ class Answers(Iterator[Delta]):
     def close(self) -> None:
         self._stream.close()
 
-    def __enter__(self) -> Answers:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
 
 def load_tokenizer(model: str) -> Tokenizer:
     """The tokenizer of a model reference alone, without its weights."""
@@ -398,6 +376,14 @@ def load_tokenizer(model: str) -> Tokenizer:
     from octavo.io.hub import resolve_model
 
     return tokenizer.load_tokenizer(resolve_model(model))
+
+
+def _kind(value: object) -> str:
+    """The type's name, and those of a sequence's items."""
+    name = type(value).__name__
+    if not isinstance(value, Sequence):
+        return name
+    return f"{name} of {' and '.join(sorted({type(item).__name__ for item in value}))}"
 
 
 def _with_format(config: RuntimeConfig, format: str) -> RuntimeConfig:

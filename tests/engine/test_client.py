@@ -165,10 +165,52 @@ def test_the_thread_starts_with_the_first_request():
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_forked_child_gets_one_clear_error(gated):
-    gated._pid += 1  # what a child would see
+    gated._loop._pid += 1  # what a child would see
     with pytest.raises(OctavoError, match="fork"):
         gated.generate(request("a"))
-    gated._pid -= 1
+    gated._loop._pid -= 1
+
+
+FORKED = """
+import os, signal, sys, threading
+sys.path.insert(0, {tests!r})
+from engine.test_client import LongExecutor, request
+from octavo.engine.client import InProcessClient
+from octavo.engine.engine import Engine
+
+client = InProcessClient(Engine(LongExecutor()))
+stream = client.generate(request("a"))
+executor = client._engine.executor
+executor.begun.acquire()
+held, forked = threading.Event(), threading.Event()
+
+def hold():  # as any thread may at the moment of a fork
+    with client._loop._lock, client._engine._lock:
+        held.set()
+        forked.wait()
+
+threading.Thread(target=hold).start()
+held.wait()
+child = os.fork()
+forked.set()
+if child == 0:
+    signal.alarm(30)  # a failing test leaves no process behind
+    stream.close()
+    client.close()
+    sys.exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_child_leaves_its_copy_alone():
+    """Neither waits for a lock that nobody will free, nor ends the parent's step."""
+    code = FORKED.format(tests=str(Path(__file__).parents[1]))
+    found = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+    assert found.stdout == "7\n", found.stderr
 
 
 class LongExecutor(FakeExecutor):

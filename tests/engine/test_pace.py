@@ -68,6 +68,13 @@ def test_decodes_are_paid_first():
     assert pace.rows == 176
 
 
+def test_a_fixed_pace_stays():
+    pace = Pace.fixed(100)
+    assert steps(pace, 1e-9, 2) + steps(pace, 9.0, 2) == [100] * 4
+    pace.note(7, 1, 1e9, full=False)
+    assert pace.rows == 100
+
+
 def test_what_makes_no_sense_is_our_bug():
     for most, seconds in ((0, 0.25), (8, 0.0), (8, float("nan"))):
         with pytest.raises(InternalError):

@@ -8,11 +8,13 @@ the rows that fit.
 
 from __future__ import annotations
 
+import math
+
 from octavo.core.errors import InternalError
 
 STEP_SECONDS = 0.25  # what a person takes for at once
 _FIRST = 64
-_LEAST = 16  # rows that kernels compute together: fewer cost as much
+_LEAST = 16  # smaller steps do little but read the weights, again and again
 _CHANGE = 4.0  # at most, from one step: what a busy machine does to one is not the model's fault
 
 
@@ -25,6 +27,13 @@ class Pace:
             raise InternalError(f"a pace of {most} rows in {seconds} s")
         self._most, self._seconds = most, seconds
         self.rows = min(most, _FIRST)
+
+    @classmethod
+    def fixed(cls, rows: int) -> Pace:
+        """A pace that never changes, for an executor whose last bits depend on chunking."""
+        pace = cls(rows, math.inf)
+        pace.rows = rows
+        return pace
 
     def note(self, rows: int, sequences: int, seconds: float, *, full: bool) -> None:
         """A step of `rows` rows of `sequences` sequences took `seconds`. Only one that was `full`,

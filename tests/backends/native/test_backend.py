@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -10,9 +11,23 @@ import pytest
 from octavo.backends.base import RuntimeConfig
 from octavo.backends.native.backend import NativeBackend, load, resolve_isa
 from octavo.backends.native.memory import Budget, choose_context, kv_bytes_per_token, kv_layout
-from octavo.core.errors import ConfigError, FormatError, ResourceError, UnsupportedError
-from octavo.spec.decoder import MoeMlp
-from support.native_models import RandomSource, gemma_like, llama_like, load_native, text_logits
+from octavo.core.errors import (
+    ConfigError,
+    FormatError,
+    ModelFileError,
+    ResourceError,
+    UnsupportedError,
+)
+from octavo.io.weights import RawBlocks
+from octavo.spec.decoder import MoeMlp, Role
+from support.native_models import (
+    BlocksTensor,
+    RandomSource,
+    gemma_like,
+    llama_like,
+    load_native,
+    text_logits,
+)
 
 SPEC = llama_like()
 CONFIG = RuntimeConfig(max_tokens=32, max_seqs=2, context=64, threads=1)
@@ -130,6 +145,35 @@ def test_too_little_memory_names_need_have_and_remedy(context: int) -> None:
     config = replace(CONFIG, context=context)
     with pytest.raises(ResourceError, match=r"needs 2\.\d+ GB .* 1\.00 GB are available; use a sm"):
         choose_context(SPEC, config, 1000, Budget(2 * GB, GB))
+
+
+def test_a_cache_that_memory_can_not_hold_is_refused_without_a_context_too() -> None:
+    with pytest.raises(ResourceError, match=r"cache 9\.00 GB"):
+        choose_context(SPEC, replace(CONFIG, context=0, kv_tokens=9_000_000), 1000, Budget(0, GB))
+
+
+@pytest.mark.parametrize(("name", "value"), [("kv_format", "int3"), ("activations", "a9")])
+def test_words_that_nobody_knows_are_refused_with_those_that_are(name: str, value: str) -> None:
+    with pytest.raises(UnsupportedError, match=rf"{name} '{value}' is none of .*, "):
+        load_native(SPEC, replace(CONFIG, **{name: value}))
+
+
+def test_a_load_that_fails_leaves_no_thread_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is cut off in its last matrix, while others are being packed."""
+    source = RandomSource(SPEC)
+    last = source.tensor(Role("down", 1))
+    whole = type(last).raw
+
+    def raw(view: BlocksTensor, start: int, stop: int) -> RawBlocks:
+        if view is last:
+            raise ModelFileError("cut off")
+        return whole(view, start, stop)
+
+    monkeypatch.setattr(BlocksTensor, "raw", raw)
+    before = set(threading.enumerate())
+    with pytest.raises(ModelFileError, match="cut off"):
+        load(SPEC, source, replace(CONFIG, threads=4))
+    assert set(threading.enumerate()) == before
 
 
 def test_a_large_model_says_that_its_context_is_the_default() -> None:

@@ -7,9 +7,10 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from types import MappingProxyType
+from typing import get_args
 
 from octavo import _native
-from octavo.backends.base import ActivationFormat, RuntimeConfig, Support
+from octavo.backends.base import ActivationFormat, KvFormat, RuntimeConfig, Support
 from octavo.backends.native import memory, receipt
 from octavo.backends.native.describe import describe_model, describe_runtime
 from octavo.backends.native.executor import NativeExecutor
@@ -152,6 +153,9 @@ def _layer_reasons(layer: LayerSpec) -> Iterator[str]:
 
 
 def _config_reasons(config: RuntimeConfig) -> Iterator[str]:
+    for name, words in (("kv_format", KvFormat), ("activations", ActivationFormat)):
+        if getattr(config, name) not in get_args(words):
+            yield f"{name} {getattr(config, name)!r} is none of {', '.join(get_args(words))}"
     if config.block_size % 16 or not 16 <= config.block_size <= 256:
         yield f"block_size {config.block_size} is not a multiple of 16 up to 256"
     for name, low, high in _RANGES:

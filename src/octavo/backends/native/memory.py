@@ -63,6 +63,8 @@ def choose_context(
     if config.context:
         _check(budget, max(config.context, config.kv_tokens) * per_token, config)
         return config.context, ""
+    if config.kv_tokens:
+        _check(budget, config.kv_tokens * per_token, config)
     most = min(spec.max_positions, DEFAULT_CONTEXT)
     context = min(most, room if config.kv_tokens == 0 else most)
     if context < min(most, _MIN_CONTEXT):
