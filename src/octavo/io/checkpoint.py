@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Literal
 
+from octavo.core.closing import Closing
 from octavo.core.errors import UnsupportedError, UserError
 from octavo.io import gguf_source, hf_source
 from octavo.io.gguf_reader import GgufFile, open_gguf
@@ -44,7 +44,7 @@ class ModelHeader:
     generation: Mapping[str, float]
 
 
-class OpenModel:
+class OpenModel(Closing):
     """A header together with the mapped weights. Close it, or use it in a `with` statement.
 
     source     weights by role;  tensors  the same by their names in the file
@@ -62,17 +62,6 @@ class OpenModel:
         self.tensors = tensors
         self._mappings = _mappings(tensors)
         self.file_size = sum(mapping.size for mapping in self._mappings)
-
-    def __enter__(self) -> OpenModel:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Unmap the files; arrays that are still held keep their file mapped."""
