@@ -13,8 +13,9 @@ from octavo.cli.options import json_option
 from octavo.cli.output import emit_json, fields, human_decimal
 
 if TYPE_CHECKING:
+    from octavo.formats.number_format import NumberFormat
     from octavo.io.checkpoint import OpenModel
-    from octavo.io.source import RowsView
+    from octavo.io.weights import TensorView
     from octavo.spec.decoder import DecoderSpec, LayerSpec, Role
 
 
@@ -120,7 +121,7 @@ def _line(model: OpenModel, role: Role) -> TensorLine:
     )
 
 
-def _format(view: RowsView) -> str:
+def _format(view: TensorView) -> str:
     """The NumberFormat, or why there is none: inspecting must work where running can't."""
     from octavo.core.errors import UnsupportedError
 
@@ -139,7 +140,7 @@ def _formats(model: OpenModel) -> tuple[FormatLine, ...]:
     lines = [
         FormatLine(
             type=name,
-            format=str(GGUF_FORMATS.get(name, "not decoded")),
+            format=str(GGUF_FORMATS.get(name) or _parsed(name) or "not decoded"),
             tensors=len(tensors),
             parameters=sum(t.elements for t in tensors),
             bytes=sum(t.nbytes for t in tensors),
@@ -147,6 +148,17 @@ def _formats(model: OpenModel) -> tuple[FormatLine, ...]:
         for name, tensors in stored.items()
     ]
     return tuple(sorted(lines, key=lambda line: -line.bytes))
+
+
+def _parsed(name: str) -> NumberFormat | None:
+    """The format of our own artifacts' types, which are called by it."""
+    from octavo.core.errors import FormatError
+    from octavo.formats.number_format import NumberFormat
+
+    try:
+        return NumberFormat.parse(name)
+    except FormatError:
+        return None
 
 
 def describe_spec(spec: DecoderSpec) -> dict[str, str]:

@@ -63,8 +63,11 @@ class ScaleFold:
 class BlockView(Protocol):
     """One block as a transform sees it: weights by role, and its modules as functions."""
 
-    spec: DecoderSpec
-    layer: int
+    @property
+    def spec(self) -> DecoderSpec: ...
+
+    @property
+    def layer(self) -> int: ...
 
     def weight(self, role: Role) -> Tensor:
         """fp32 [out, in]; a copy is not made: don't write."""

@@ -11,6 +11,7 @@ from typing import Literal
 from octavo.core.closing import Closing
 from octavo.core.errors import UnsupportedError, UserError
 from octavo.io import gguf_source, hf_source
+from octavo.io.artifact import ArtifactSource, is_artifact, open_artifact
 from octavo.io.gguf_reader import GgufFile, open_gguf
 from octavo.io.mapping import FileMapping
 from octavo.io.model_path import not_a_model
@@ -20,6 +21,7 @@ from octavo.io.stored import StoredTensor
 from octavo.spec.config_reader import ConfigReader
 from octavo.spec.decoder import DecoderSpec
 from octavo.spec.family import Family
+from octavo.spec.graph import roles
 from octavo.spec.table import family_for_gguf, family_for_hf
 
 ModelKind = Literal["hf", "gguf"]
@@ -52,7 +54,10 @@ class OpenModel(Closing):
     """
 
     def __init__(
-        self, header: ModelHeader, source: FileSource, tensors: Mapping[str, StoredTensor]
+        self,
+        header: ModelHeader,
+        source: FileSource | ArtifactSource,
+        tensors: Mapping[str, StoredTensor],
     ) -> None:
         self.header = header
         self.path, self.kind, self.spec = header.path, header.kind, header.spec
@@ -93,11 +98,19 @@ def read_header(path: Path) -> ModelHeader:
 
 def _open_directory(path: Path) -> OpenModel:
     header = _hf_header(path)
+    if is_artifact(header.metadata):
+        return _open_artifact(header)
     files = open_directory(path)
     tensors = {name: t for file in files for name, t in file.tensors.items()}
     family = _hf_family(header.metadata, path)
     source = FileSource(header.spec, tensors, family.hf_tensor, str(path))
     return _checked(header, source, tensors)
+
+
+def _open_artifact(header: ModelHeader) -> OpenModel:
+    source = open_artifact(header.path, header.spec)
+    views = (source.tensor(role) for role in roles(header.spec))
+    return _checked(header, source, {view.name: view.stored for view in views})
 
 
 def _open_gguf(path: Path) -> OpenModel:
@@ -113,7 +126,9 @@ def _open_gguf(path: Path) -> OpenModel:
 
 
 def _checked(
-    header: ModelHeader, source: FileSource, tensors: Mapping[str, StoredTensor]
+    header: ModelHeader,
+    source: FileSource | ArtifactSource,
+    tensors: Mapping[str, StoredTensor],
 ) -> OpenModel:
     model = OpenModel(header, source, tensors)
     try:
@@ -131,6 +146,8 @@ def _hf_header(directory: Path) -> ModelHeader:
     config = hf_source.read_config(path)
     generation = hf_source.read_generation_config(directory)
     reader = ConfigReader(config, str(path))
+    if is_artifact(config):
+        reader.ignore("quantization_config")
     spec = _hf_family(config, path).from_hf(reader)
     return ModelHeader(
         path=directory,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from octavo.core.errors import ConfigError, UnsupportedError
+from octavo.io.artifact import is_artifact
 from octavo.io.mapping import FileMapping
 from octavo.io.safetensors_file import parse_json
 
@@ -17,7 +18,7 @@ def read_config(path: Path) -> Mapping[str, object]:
     weights are stored in another tool's quantized format."""
     config = _read_object(path)
     method = config.get("quantization_config")
-    if method is not None:
+    if method is not None and not is_artifact(config):
         name = method.get("quant_method") if isinstance(method, Mapping) else method
         raise UnsupportedError(
             f"{path}: weights quantized as {name!r} can't be read. Use the original checkpoint or "

@@ -67,6 +67,8 @@ def _dynamic(rope: ConfigReader, original: int, max_positions: int) -> RopeScali
 
 
 def _llama3(rope: ConfigReader, original: int, max_positions: int) -> RopeScaling:
+    if rope.given("rope_factors"):  # ours, for a model from a GGUF file: all that such a file knows
+        return RopeScaling("llama3", short_factor=rope.floats("rope_factors"))
     low, high = rope.float_("low_freq_factor"), rope.float_("high_freq_factor")
     if high <= low:
         raise rope.error("high_freq_factor", f"a number above low_freq_factor ({low:g})")

@@ -1,0 +1,364 @@
+"""The driver: blocks in order, each on what the compressed blocks before it give.
+
+It loads a block, gathers the statistics that its steps declare (once per shared input), applies
+and checks the transforms' folds, encodes, runs the compressed block to get the next one's inputs,
+and writes the stage down. Only one block's weights and one sequence's activations are in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from octavo.compress.base import Encoder, LinearStats, Needs, ScaleFold, Transform
+from octavo.compress.block import (
+    BlockDecoder,
+    View,
+    folded,
+    load_block,
+    load_tensor,
+    unchanged,
+)
+from octavo.compress.recipe import Recipe, Step, assign, role_name, selected
+from octavo.compress.report import FoldReport, MatrixReport, StageReport
+from octavo.compress.state import HiddenStates, Stage, WorkDirectory
+from octavo.compress.stats import StatsGatherer, rescaled, sampled_sequences
+from octavo.compress.table import METHODS, build_encoder, build_transform
+from octavo.core.errors import ConfigError, FormatError, InternalError, NumericsError
+from octavo.formats.number_format import NumberFormat
+from octavo.formats.quantized import QuantizedTensor
+from octavo.io.artifact import artifact_name
+from octavo.io.weights import WeightSource
+from octavo.spec.decoder import DecoderSpec, Role
+from octavo.spec.graph import fold_edges, head_role, role_shape, roles, shared_inputs
+
+I64 = npt.NDArray[np.int64]
+F32 = npt.NDArray[np.float32]
+Weights = Mapping[Role, Tensor]
+Stats = dict[Role, LinearStats]
+Progress = Callable[[str, int, int], None]
+
+FIRST, LAST = "first", "last"
+_CHECKED_TOKENS = 128  # of the sequence on which a fold is checked
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A recipe resolved against a spec."""
+
+    spec: DecoderSpec
+    recipe: Recipe
+    steps: Mapping[Role, Step]
+    encoders: Mapping[Role, Encoder]
+    transforms: tuple[tuple[Step, Transform, frozenset[Role]], ...]
+
+    def needs(self, role: Role) -> Needs:
+        """Statistics wanted of a role's input."""
+        needs = self.encoders[role].needs if role in self.encoders else Needs.NOTHING
+        for _, transform, chosen in self.transforms:
+            if role in chosen:
+                needs |= transform.needs
+        return needs
+
+    @property
+    def needs_data(self) -> bool:
+        return any(self.needs(role) for role in self.steps) or bool(self.transforms)
+
+    def stages(self) -> tuple[str, ...]:
+        return (FIRST, *map(str, range(len(self.spec.layers))), LAST)
+
+    def encoded_first(self) -> bool:
+        """Whether the embedding is encoded before the blocks: it is their input."""
+        return not self.needs(Role("embed"))
+
+
+def plan(recipe: Recipe, spec: DecoderSpec) -> Plan:
+    """Resolve and check. Raises ConfigError, FormatError."""
+    steps = assign(recipe, spec)
+    built = {id(step): build_encoder(step.method, step.options) for step in steps.values()}
+    encoders = {role: built[id(step)] for role, step in steps.items()}
+    for role, encoder in encoders.items():
+        if Needs.FISHER in encoder.needs:
+            raise ConfigError(
+                f"{steps[role].method} needs gradients of the loss, which compress doesn't gather"
+            )
+        if role.part == "embed" and encoder.needs and not spec.tied_head:
+            raise ConfigError(
+                f"embed has no inputs to gather statistics of, and {steps[role].method} needs them;"
+                " select embed with rtn in a later step"
+            )
+    return Plan(spec, recipe, steps, encoders, tuple(_transforms(recipe, spec)))
+
+
+def _transforms(
+    recipe: Recipe, spec: DecoderSpec
+) -> Iterator[tuple[Step, Transform, frozenset[Role]]]:
+    for step in recipe.steps:
+        if METHODS.get(step.method).kind == "transform":
+            yield step, build_transform(step.method, step.options), frozenset(selected(spec, step))
+
+
+class Driver:
+    """Compresses one model into stages of a working directory, resuming where it ended.
+
+    tokens  calibration tokens, int64 [sequences, length]; read only when the plan needs data.
+    """
+
+    def __init__(
+        self, source: WeightSource, plan: Plan, tokens: I64 | None, work: WorkDirectory
+    ) -> None:
+        if plan.needs_data and tokens is None:
+            raise InternalError("this recipe needs calibration tokens")
+        self._source, self._plan, self._work = source, plan, work
+        self._spec = plan.spec
+        self._tokens = tokens if plan.needs_data else None
+
+    def run(self, progress: Progress | None = None) -> None:
+        """Finish every stage. Raises NumericsError when a source weight is not finite, or when
+        an encoder fails and the recipe has no fallback."""
+        stages = self._plan.stages()
+        for done, name in enumerate(stages, 1):
+            if not self._work.finished(name):
+                self._finish(name)
+            if progress:
+                progress(name, done, len(stages))
+
+    def _finish(self, name: str) -> None:
+        if name == FIRST:
+            stage = self._first()
+        elif name == LAST:
+            stage = self._last()
+        else:
+            stage = self._block(int(name))
+        self._work.write(name, stage)
+        if self._tokens is not None and name != FIRST:
+            self._hidden(len(self._spec.layers) if name == LAST else int(name)).remove()
+
+    def _first(self) -> Stage:
+        """The embedding, if it needs no data, and what it gives for the calibration tokens."""
+        stage = Stage(StageReport(FIRST), {}, {})
+        table: Tensor | None = None
+        if self._plan.encoded_first():
+            table = self._store(stage, {Role("embed"): None}, {}).get(Role("embed"))
+        if self._tokens is not None:
+            if table is None:
+                table = load_tensor(self._source, Role("embed"))
+            self._hidden(0).write(self._embedded(table))
+        return stage
+
+    def _embedded(self, table: Tensor) -> Iterator[F32]:
+        assert self._tokens is not None
+        decoder = BlockDecoder(self._spec, {Role("embed"): table})
+        for tokens in self._tokens:
+            yield decoder.embed(tokens).numpy()
+
+    def _block(self, layer: int) -> Stage:
+        weights = load_block(self._source, self._spec, layer)
+        stats = self._gather(layer, weights)
+        stage = Stage(StageReport(f"layer {layer}"), {}, {})
+        after, stats, folds = self._transformed(layer, weights, stats)
+        changed = {role: after[role] if after[role] is not w else None
+                   for role, w in weights.items()}  # fmt: skip
+        encoded = self._store(stage, changed, stats, after)
+        stage.report = _with_folds(stage.report, folds)
+        if self._tokens is not None:
+            compressed = BlockDecoder(self._spec, {**after, **encoded})
+            inputs = self._hidden(layer).read()
+            outputs = (compressed.run_layer(layer, torch.from_numpy(x)).numpy() for x in inputs)
+            self._hidden(layer + 1).write(outputs)
+        return stage
+
+    def _last(self) -> Stage:
+        """The final norm, the head, and a tied embedding whose encoder needs data."""
+        stage = Stage(StageReport(LAST), {}, {})
+        left = [role for role in roles(self._spec) if role.layer is None]
+        if self._plan.encoded_first():
+            left.remove(Role("embed"))
+        stats = self._head_stats()
+        self._store(stage, dict.fromkeys(left), stats)
+        return stage
+
+    def _head_stats(self) -> Stats:
+        head = head_role(self._spec)
+        if self._tokens is None or not self._plan.needs(head):
+            return {}
+        norm = Role("final_norm")
+        decoder = BlockDecoder(self._spec, {norm: load_tensor(self._source, norm)})
+        gatherer = StatsGatherer(self._plan.needs(head), self._spec.hidden)
+        kept = sampled_sequences(*self._tokens.shape)
+        for n, x in enumerate(self._hidden(len(self._spec.layers)).read()):
+            gatherer.add(decoder.final_norm(torch.from_numpy(x)), n in kept)
+        return {head: gatherer.stats()}
+
+    def _gather(self, layer: int, weights: Weights) -> Stats:
+        """Statistics per role; roles that share an input share them."""
+        if self._tokens is None:
+            return {}
+        leader, gatherers = self._gatherers(layer)
+        sampled = False
+
+        def watch(role: Role, x: Tensor) -> None:
+            if role in gatherers:
+                gatherers[role].add(x, sampled)
+
+        if gatherers:
+            decoder = BlockDecoder(self._spec, weights)
+            decoder.watcher = watch
+            kept = sampled_sequences(*self._tokens.shape)
+            for n, x in enumerate(self._hidden(layer).read()):
+                sampled = n in kept
+                decoder.run_layer(layer, torch.from_numpy(x))
+        stats = {role: gatherer.stats() for role, gatherer in gatherers.items()}
+        return {role: stats[first] for role, first in leader.items()}
+
+    def _gatherers(self, layer: int) -> tuple[dict[Role, Role], dict[Role, StatsGatherer]]:
+        """(role -> the role of its group that is watched, watched role -> its gatherer)."""
+        leader: dict[Role, Role] = {}
+        gatherers: dict[Role, StatsGatherer] = {}
+        for group in shared_inputs(self._spec, layer):
+            needs = Needs.NOTHING
+            for role in group:
+                needs |= self._plan.needs(role)
+            if needs:
+                leader.update(dict.fromkeys(group, group[0]))
+                width = role_shape(self._spec, group[0])[1]
+                gatherers[group[0]] = StatsGatherer(needs, width)
+        return leader, gatherers
+
+    def _transformed(
+        self, layer: int, weights: Weights, stats: Stats
+    ) -> tuple[Weights, Stats, list[FoldReport]]:
+        reports: list[FoldReport] = []
+        for step, transform, chosen in self._plan.transforms:
+            mine = [role for role in weights if role in chosen]
+            seen = {role: stats[role] for role in mine if role in stats}
+            if not seen:
+                continue
+            assert self._tokens is not None
+            view = View(self._spec, layer, self._tokens.shape[1], weights)
+            for fold in transform.plan(view, seen, self._target(mine)):
+                weights, stats, report = self._folded(layer, weights, stats, fold, step.method)
+                reports.append(report)
+        return weights, stats, reports
+
+    def _folded(
+        self, layer: int, weights: Weights, stats: Stats, fold: ScaleFold, method: str
+    ) -> tuple[Weights, Stats, FoldReport]:
+        """Apply one fold if the block's output stays; else everything as it was."""
+        name = role_name(fold.producer)
+        try:
+            after = {**weights, **folded(self._spec, layer, weights, fold)}
+        except NumericsError as error:
+            return weights, stats, FoldReport(name, method, False, 0.0, 0.0, str(error))
+        sample = torch.from_numpy(next(self._hidden(layer).read())[:_CHECKED_TOKENS])
+        same, gap, tolerance = unchanged(self._spec, layer, weights, after, sample)
+        if not same:
+            reason = "the block's output moved by more than rounding"
+            return weights, stats, FoldReport(name, method, False, gap, tolerance, reason)
+        edge = next(e for e in fold_edges(self._spec, layer) if e.source == fold.producer)
+        scaled = {role: rescaled(s, fold.scale.float()) if role in edge.targets else s
+                  for role, s in stats.items()}  # fmt: skip
+        return after, scaled, FoldReport(name, method, True, gap, tolerance)
+
+    def _target(self, chosen: list[Role]) -> NumberFormat:
+        """The format that most of these weights will have."""
+        sizes: dict[str, int] = {}
+        for role in chosen:
+            if role in self._plan.steps:
+                rows, width = role_shape(self._spec, role)
+                name = self._plan.steps[role].format
+                sizes[name] = sizes.get(name, 0) + rows * width
+        if not sizes:
+            raise ConfigError(
+                f"a transform prepares {role_name(chosen[0])} for an encoder, and no step encodes "
+                "it; select only what is encoded"
+            )
+        return NumberFormat.parse(max(sizes, key=lambda name: sizes[name]))
+
+    def _store(
+        self,
+        stage: Stage,
+        tensors: Mapping[Role, Tensor | None],
+        stats: Stats,
+        loaded: Weights | None = None,
+    ) -> dict[Role, Tensor]:
+        """Put tensors into the stage: those that a step selects encoded, others as the source has
+        them, or in fp32 where a fold changed them (a value that isn't None). Returns the values of
+        what was encoded."""
+        values: dict[Role, Tensor] = {}
+        matrices: list[MatrixReport] = []
+        for role, changed in tensors.items():
+            name = artifact_name(self._spec, role)
+            if role in self._plan.steps:
+                weight = loaded[role] if loaded else load_tensor(self._source, role)
+                tensor, report = self._encode(role, weight, stats.get(role, LinearStats()))
+                stage.add_matrix(name, tensor)
+                matrices.append(report)
+                values[role] = torch.from_numpy(tensor.dequantize())
+            elif changed is not None:
+                stage.add_float32(name, changed.numpy())
+            else:
+                self._copy(stage, name, role)
+        stage.report = StageReport(stage.report.name, tuple(matrices))
+        return values
+
+    def _copy(self, stage: Stage, name: str, role: Role) -> None:
+        view = self._source.tensor(role)
+        if len(view.shape) == 1:
+            stage.add_float32(name, view.float32())
+        else:
+            stage.add_matrix(name, view.quantized(0, view.shape[0]))
+            load_tensor(self._source, role)  # refuses weights that aren't finite
+
+    def _encode(
+        self, role: Role, weight: Tensor, stats: LinearStats
+    ) -> tuple[QuantizedTensor, MatrixReport]:
+        step, encoder = self._plan.steps[role], self._plan.encoders[role]
+        method, reason = step.method, ""
+        try:
+            if encoder.needs and not stats.tokens:
+                raise NumericsError("no calibration token reached it")
+            tensor = encoder.encode(weight, step.target, stats)
+        except NumericsError as error:
+            if self._plan.recipe.fallback == "none":
+                raise NumericsError(f"{role_name(role)}: {error}") from error
+            method, reason = self._plan.recipe.fallback, str(error)
+            tensor = build_encoder(method, {}).encode(weight, step.target, stats)
+        except FormatError as error:
+            raise FormatError(f"{role_name(role)}: {error}") from error
+        return tensor, _measured(role_name(role), method, tensor, weight, stats, reason)
+
+    def _hidden(self, layer: int) -> HiddenStates:
+        assert self._tokens is not None
+        path = self._work.hidden(layer)
+        return HiddenStates(path, self._tokens.shape[1], self._spec.hidden)
+
+
+def _with_folds(report: StageReport, folds: list[FoldReport]) -> StageReport:
+    return StageReport(report.name, report.matrices, tuple(folds), report.notes)
+
+
+def _measured(
+    name: str, method: str, tensor: QuantizedTensor, weight: Tensor, stats: LinearStats, reason: str
+) -> MatrixReport:
+    lost = weight - torch.from_numpy(tensor.dequantize())
+    return MatrixReport(
+        name=name,
+        method=method,
+        format=str(tensor.format),
+        bits=tensor.format.bits_per_value(tensor.shape),
+        weight_error=_ratio(lost.square().sum(), weight.square().sum()),
+        output_error=None
+        if stats.hessian is None
+        else _ratio((lost @ stats.hessian * lost).sum(), (weight @ stats.hessian * weight).sum()),
+        fallback=reason,
+    )
+
+
+def _ratio(part: Tensor, whole: Tensor) -> float:
+    return float(part / whole) if float(whole) > 0 else 0.0

@@ -1,0 +1,168 @@
+"""`compress`: from a model and a recipe to an artifact that knows what it cost."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from octavo._version import __version__
+from octavo.compress import calibration
+from octavo.compress.artifact import add_quality, model_files, publish, write_artifact
+from octavo.compress.driver import Driver, Plan, plan
+from octavo.compress.quality import HeldOut, Quality, measure
+from octavo.compress.recipe import Recipe
+from octavo.compress.report import CompressionReport
+from octavo.compress.state import Stage, WorkDirectory
+from octavo.core.errors import UserError
+from octavo.io.checkpoint import OpenModel, open_model
+from octavo.spec.graph import role_shape, roles
+
+I64 = npt.NDArray[np.int64]
+Progress = Callable[[str, int, int], None]
+EVALUATED = 4096  # tokens of each held-out text
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What a compression is fed. `tokens` int64 [sequences, length] calibrate (None: the recipe
+    needs none); `held_out` texts measure; `name` says where the tokens are from."""
+
+    tokens: I64 | None
+    held_out: tuple[HeldOut, ...]
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """`quality` is None when no held-out text was given."""
+
+    out: Path
+    report: CompressionReport
+    quality: Quality | None
+
+
+def compress(
+    model: Path, recipe: Recipe, out: Path, material: Material, progress: Progress | None = None
+) -> Result:
+    """Compress `model` into the new directory `out`, resuming an unfinished run of the same job.
+
+    Work goes on in `.NAME.partial` beside it, which takes the name when all is done and measured.
+    Raises UserError when `out` exists, ConfigError and FormatError for a recipe that this model
+    can't take, NumericsError for weights that aren't finite.
+    """
+    check_output(out)
+    with open_model(model) as opened:
+        resolved = plan(recipe, opened.spec)
+        files = model_files(opened)
+        work = WorkDirectory(partial(out), _identity(recipe, material, files))
+        Driver(opened.source, resolved, material.tokens, work).run(progress)
+        stages = [work.read(name) for name in resolved.stages()]
+        report = _report(opened, resolved, stages)
+        finished = work.path / "artifact"
+        write_artifact(finished, opened, stages, _content(recipe, material, files, opened, report))
+    quality = None
+    if material.held_out:
+        quality = measure(finished, model, material.held_out, _measuring(progress))
+        add_quality(finished, quality.to_dict())
+    publish(finished, out)
+    work.remove()
+    return Result(out, report, quality)
+
+
+def read_material(
+    model: Path, recipe: Recipe, evaluation: Sequence[str] = (), limit: int = EVALUATED
+) -> Material:
+    """Read and tokenize the recipe's text: one half calibrates, the other is held out, and further
+    `evaluation` files with it, `limit` tokens of each.
+
+    Raises UserError for texts that are missing, empty, too short or not UTF-8.
+    """
+    from octavo.io.tokenizer import load_tokenizer
+
+    with open_model(model) as opened:
+        needs_data = plan(recipe, opened.spec).needs_data
+        context = opened.spec.max_positions
+        gguf = opened.metadata if opened.kind == "gguf" else None
+        tokenizer = load_tokenizer(model, gguf)
+    begin = calibration.begin_token(tokenizer)
+    texts = calibration.read_texts(recipe.calibration.text)
+    tokens = None
+    if needs_data:
+        ids = tokenizer.encode(texts.calibration, add_special=False)
+        tokens = calibration.sequences(ids, recipe.calibration, context, begin, recipe.seed)
+    held = [(texts.name, texts.evaluation)]
+    held += [(Path(name).name, calibration.read_whole(name)) for name in evaluation]
+    encoded = [(name, tokenizer.encode(text, add_special=False)[:limit]) for name, text in held]
+    return Material(tokens, tuple(HeldOut(n, tuple(t), begin) for n, t in encoded), texts.name)
+
+
+def check_output(out: Path) -> None:
+    """Raises UserError when the output can't be a new directory."""
+    if out.exists():
+        raise UserError(f"{out} exists: remove it, or choose another output (-o)")
+    if not out.name:
+        raise UserError(f"{out} is no name for a directory: choose another output (-o)")
+
+
+def partial(out: Path) -> Path:
+    """Where the work goes on until it is done."""
+    return out.with_name(f".{out.name}.partial")
+
+
+def _identity(
+    recipe: Recipe, material: Material, files: dict[str, dict[str, object]]
+) -> dict[str, str]:
+    digests = ",".join(f"{name}:{entry['sha256']}" for name, entry in sorted(files.items()))
+    tokens = "" if material.tokens is None else calibration.digest(material.tokens)
+    return {
+        "version of Octavo": __version__,
+        "recipe": recipe.digest(),
+        "source": hashlib.sha256(digests.encode()).hexdigest(),
+        "calibration": tokens,
+    }
+
+
+def _content(
+    recipe: Recipe,
+    material: Material,
+    files: dict[str, dict[str, object]],
+    model: OpenModel,
+    report: CompressionReport,
+) -> dict[str, object]:
+    """The manifest's own part; of a calibration file, its name alone."""
+    named = replace(recipe, calibration=replace(recipe.calibration, text=material.name))
+    calibrated = None
+    if material.tokens is not None:
+        count, length = material.tokens.shape
+        calibrated = {
+            **asdict(named.calibration), "sequences": count, "length": length,
+            "sha256": calibration.digest(material.tokens),
+        }  # fmt: skip
+    return {
+        "source": {"name": model.path.name, "kind": model.kind, "files": files},
+        "recipe": named.to_dict(),
+        "recipe_sha256": recipe.digest(),
+        "calibration": calibrated,
+        "report": report.to_dict(),
+    }
+
+
+def _report(model: OpenModel, resolved: Plan, stages: Sequence[Stage]) -> CompressionReport:
+    spec = resolved.spec
+    return CompressionReport(
+        stages=tuple(stage.report for stage in stages),
+        source_bytes=sum(tensor.nbytes for tensor in model.tensors.values()),
+        bytes=sum(array.nbytes for stage in stages for array in stage.arrays.values()),
+        parameters=sum(int(np.prod(role_shape(spec, role))) for role in roles(spec)),
+    )
+
+
+def _measuring(progress: Progress | None) -> Callable[[int, int], None] | None:
+    if progress is None:
+        return None
+    return lambda done, windows: progress("measuring", done, windows)

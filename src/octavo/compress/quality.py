@@ -1,0 +1,92 @@
+"""What an artifact lost against its source, on texts it was not calibrated on.
+
+Both run in the executor that will serve them: the native one, or the reference in fp32 where a
+model isn't planned natively (the record says which).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from octavo.backends.base import RuntimeConfig
+from octavo.evals.divergence import DivergenceReport, divergence
+from octavo.evals.scorer import ExecutorScorer, Scorer
+from octavo.evals.windows import split
+from octavo.io.checkpoint import open_model
+
+Progress = Callable[[int, int], None]
+CONTEXT = 512
+COLLAPSED = 0.5  # share of equal top tokens below which a result has nothing of its source
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """A text to measure on, as tokens without the begin token."""
+
+    name: str
+    tokens: tuple[int, ...]
+    begin: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """One report per text, in the order given. `executor` ran both models."""
+
+    executor: str
+    context: int
+    texts: tuple[tuple[str, DivergenceReport], ...]
+
+    @property
+    def kl(self) -> float:
+        """The largest mean KL of the texts, in nats."""
+        return max(report.kl_mean.value for _, report in self.texts)
+
+    @property
+    def collapsed(self) -> bool:
+        return any(report.same_top.value < COLLAPSED for _, report in self.texts)
+
+    def to_dict(self) -> dict[str, object]:
+        """quality.json: `kl.mean` with its interval, and everything else per text."""
+        return {
+            "executor": self.executor,
+            "context": self.context,
+            "collapsed": self.collapsed,
+            "texts": [_record(name, report) for name, report in self.texts],
+        }
+
+
+def measure(
+    artifact: Path, source: Path, texts: Sequence[HeldOut], progress: Progress | None = None
+) -> Quality:
+    """Run both over every text. Raises UserError for a text that leaves nothing to score."""
+    with open_model(source) as model:
+        context = min(CONTEXT, model.spec.max_positions)
+    config = RuntimeConfig(context=context, max_seqs=1)
+    found = []
+    with closing(_scorer(artifact, config)) as ours, closing(_scorer(source, config)) as base:
+        for text in texts:
+            windows = split(text.tokens, context, None, text.begin)
+            found.append((text.name, divergence(ours, base, windows, progress)))
+        return Quality(ours.name, context, tuple(found))
+
+
+def _scorer(path: Path, config: RuntimeConfig) -> Scorer:
+    from octavo.backends.native.backend import NativeBackend, load
+
+    with open_model(path) as model:
+        if NativeBackend().supports(model.spec, config).ok:
+            executor = load(model.spec, model.source, config)
+            receipt = executor.receipt()
+            return ExecutorScorer(executor, f"native {receipt.isa}, kv {receipt.kv_format}")
+        from octavo.backends.reference.executor import load_reference
+
+        return ExecutorScorer(load_reference(model.source, model.spec, config), "reference")
+
+
+def _record(name: str, report: DivergenceReport) -> dict[str, object]:
+    values = asdict(report)
+    figures = {key: values.pop(f"kl_{key}") for key in ("mean", "median", "99", "999", "max")}
+    return {"text": name, "kl": figures, **values}

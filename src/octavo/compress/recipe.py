@@ -1,0 +1,269 @@
+"""`Recipe`: what is done to which matrices, in which order; from YAML or from flags.
+
+    seed: 0
+    fallback: rtn
+    calibration: {text: notes.txt, sequences: 32, length: 2048}
+    steps:
+      - {method: awq, select: ["layers.*"]}
+      - {method: gptq, format: int4_g64, select: ["layers.*"], options: {damp: 0.01}}
+      - {method: rtn, format: int8_g32, select: [head, embed]}
+
+A matrix is called `layers.3.down`, `layers.3.experts.5.gate`, `embed` or `head` (of a tied model,
+`head` is the embedding). A selector is a glob over such names, or over parts alone (`down`). A
+later step wins over an earlier one of its kind; what no step selects is stored as it came.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from fnmatch import fnmatchcase
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from octavo.compress.table import METHODS, build_encoder, build_transform, nearest
+from octavo.core.errors import ConfigError
+from octavo.formats.number_format import NumberFormat
+from octavo.spec.decoder import DecoderSpec, Role
+from octavo.spec.graph import linear_roles, role_shape
+
+ALL = ("*",)
+BLOCKS = ("layers.*",)
+_NOTHING: Mapping[str, object] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Which text, and how much of it: `sequences` of `length` tokens each, spread over the text.
+
+    text  a UTF-8 file; "": articles of Wikipedia.
+    """
+
+    text: str = ""
+    sequences: int = 32
+    length: int = 2048
+
+    def __post_init__(self) -> None:
+        for name, low in (("sequences", 1), ("length", 8)):
+            value = getattr(self, name)
+            if type(value) is not int or value < low:
+                raise ConfigError(f"calibration: {name} is {value!r}; it must be at least {low}")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One method on the matrices that `select` names. `format` is an encoder's target."""
+
+    method: str
+    format: str = ""
+    select: tuple[str, ...] = BLOCKS
+    options: Mapping[str, object] = field(default_factory=lambda: _NOTHING)
+
+    def __post_init__(self) -> None:
+        kind = METHODS.get(self.method).kind
+        if kind == "encode":
+            if not self.format:
+                raise ConfigError(f"step {self.method}: needs a format, such as int4_g64")
+            NumberFormat.parse(self.format)
+            build_encoder(self.method, self.options)
+        else:
+            if self.format:
+                raise ConfigError(
+                    f"step {self.method}: a transform has no format; it serves the encoder's"
+                )
+            build_transform(self.method, self.options)
+        if not self.select:
+            raise ConfigError(f"step {self.method}: select is empty; leave it out for all blocks")
+
+    @property
+    def target(self) -> NumberFormat:
+        return NumberFormat.parse(self.format)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Steps in order: transforms, then encoders. `fallback` encodes what an encoder can't."""
+
+    steps: tuple[Step, ...]
+    fallback: str = "rtn"
+    calibration: Calibration = field(default_factory=Calibration)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        kinds = [METHODS.get(step.method).kind for step in self.steps]
+        if "encode" not in kinds:
+            raise ConfigError("the recipe encodes nothing: add a step such as rtn with a format")
+        if sorted(kinds, reverse=True) != kinds:
+            raise ConfigError("transforms come before encoders: put their steps first")
+        if self.fallback != "none":
+            build_encoder(self.fallback, {})
+        if type(self.seed) is not int or not 0 <= self.seed < 2**64:
+            raise ConfigError(f"seed is {self.seed!r}; it must be an integer from 0 to 2**64 - 1")
+
+    @classmethod
+    def load(cls, path: Path) -> Recipe:
+        """Read YAML. Raises ConfigError naming the file, and for an unknown key the nearest."""
+        import yaml
+
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"{path}: can't be read as YAML: {error}") from error
+        try:
+            return cls.from_dict(content)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+
+    @classmethod
+    def from_dict(cls, content: object) -> Recipe:
+        """From parsed YAML or JSON. Raises ConfigError."""
+        values = _checked(content, cls, "the recipe")
+        steps = values.get("steps")
+        if not isinstance(steps, list) or not steps:
+            raise ConfigError("the recipe needs steps, a list of methods")
+        values["steps"] = tuple(_step(n, step) for n, step in enumerate(steps, 1))
+        if "calibration" in values:
+            values["calibration"] = Calibration(
+                **_checked(values["calibration"], Calibration, "calibration")
+            )
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain data, `from_dict`'s inverse."""
+        steps = [
+            {
+                "method": step.method,
+                **({"format": step.format} if step.format else {}),
+                "select": list(step.select),
+                **({"options": dict(step.options)} if step.options else {}),
+            }
+            for step in self.steps
+        ]
+        return {
+            "steps": steps,
+            "fallback": self.fallback,
+            "calibration": asdict(self.calibration),
+            "seed": self.seed,
+        }
+
+    def digest(self) -> str:
+        """SHA-256 of what the recipe does; the calibration file's path doesn't count, its tokens
+        have a digest of their own."""
+        content = self.to_dict()
+        calibration = {**asdict(self.calibration), "text": ""}
+        text = json.dumps({**content, "calibration": calibration}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def from_flags(
+    method: str,
+    format: str,
+    keep: Sequence[tuple[str, str]] = (),
+    calibration: Calibration | None = None,
+    seed: int = 0,
+) -> Recipe:
+    """The recipe of `--method M --format F --keep PART=F`: M on the blocks, round to nearest on
+    embedding and head, exceptions last. M may be a transform, whose weights are then rounded."""
+    steps = []
+    if METHODS.get(method).kind == "transform":
+        steps = [Step(method), Step("rtn", format, ALL)]
+    elif method == "rtn":
+        steps = [Step("rtn", format, ALL)]
+    else:
+        steps = [Step("rtn", format, ALL), Step(method, format)]
+    for part, kept in keep:
+        blocks = part not in ("embed", "head") and METHODS.get(method).kind == "encode"
+        steps.append(Step(method if blocks and kept != "source" else "rtn", _kept(kept), (part,)))
+    return Recipe(tuple(steps), calibration=calibration or Calibration(), seed=seed)
+
+
+def _kept(format: str) -> str:
+    if format == "source":
+        raise ConfigError("keep: say the format to keep, such as head=bf16 or head=fp32")
+    return format
+
+
+def assign(recipe: Recipe, spec: DecoderSpec) -> dict[Role, Step]:
+    """The encoding step of every matrix that one selects; shapes are checked.
+
+    Raises ConfigError for a selector that matches nothing, FormatError for a shape that can't take
+    its format.
+    """
+    found: dict[Role, Step] = {}
+    for step in recipe.steps:
+        matched = selected(spec, step)
+        if METHODS.get(step.method).kind == "encode":
+            found.update(dict.fromkeys(matched, step))
+    for role, step in found.items():
+        shape = role_shape(spec, role)
+        step.target.groups((shape[0], shape[1]))
+    return found
+
+
+def selected(spec: DecoderSpec, step: Step) -> tuple[Role, ...]:
+    """The matrices that a step selects. Raises ConfigError when a selector matches none."""
+    names = {role: _names(spec, role) for role in matrices(spec)}
+    for pattern in step.select:
+        if not any(fnmatchcase(name, pattern) for all_of in names.values() for name in all_of):
+            known = sorted({name for all_of in names.values() for name in all_of})
+            raise ConfigError(
+                f"step {step.method}: selector {pattern!r} matches no matrix of this model; "
+                f"{nearest(pattern, known[:0] or _shortened(known))}"
+            )
+    return tuple(
+        role
+        for role, all_of in names.items()
+        if any(fnmatchcase(name, pattern) for name in all_of for pattern in step.select)
+    )
+
+
+def matrices(spec: DecoderSpec) -> tuple[Role, ...]:
+    """Everything that can be encoded: the embedding, the linear layers, an untied head."""
+    return tuple(dict.fromkeys((Role("embed"), *linear_roles(spec))))
+
+
+def role_name(role: Role) -> str:
+    """`layers.3.down`, `layers.3.experts.5.gate`, `embed`, `head`."""
+    expert = "" if role.expert is None else f"experts.{role.expert}."
+    return role.part if role.layer is None else f"layers.{role.layer}.{expert}{role.part}"
+
+
+def _names(spec: DecoderSpec, role: Role) -> tuple[str, ...]:
+    names = (role_name(role), str(role.part))
+    return (*names, "head") if role.part == "embed" and spec.tied_head else names
+
+
+def _shortened(names: Iterable[str]) -> list[str]:
+    """Parts, and the names of the first layer: all of a deep model would drown the hint."""
+    return [name for name in names if "." not in name or name.startswith("layers.0.")]
+
+
+def _step(number: int, content: object) -> Step:
+    where = f"step {number}"
+    values = _checked(content, Step, where)
+    if not isinstance(values.get("method"), str):
+        raise ConfigError(f"{where}: needs a method, one of {', '.join(METHODS)}")
+    select = values.get("select", list(BLOCKS))
+    select = [select] if isinstance(select, str) else select
+    if not isinstance(select, list) or not all(isinstance(item, str) for item in select):
+        raise ConfigError(f"{where}: select is {select!r}; it must be a glob or a list of globs")
+    options = values.get("options", {})
+    if not isinstance(options, dict) or not isinstance(values.get("format", ""), str):
+        raise ConfigError(f"{where}: options must be a mapping, and format a text")
+    try:
+        return Step(values["method"], values.get("format", ""), tuple(select), options)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _checked(content: object, kind: type[Any], where: str) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise ConfigError(f"{where} is {type(content).__name__}; it must be a mapping")
+    known = [item.name for item in fields(kind)]
+    for key in content:
+        if key not in known:
+            raise ConfigError(f"{where}: unknown key {key!r}; {nearest(str(key), known)}")
+    return dict(content)

@@ -1,0 +1,152 @@
+"""A compression's working directory: finished stages and the hidden states between blocks.
+
+A stage's file appears whole or not at all, and only after the hidden states behind it are complete,
+so that a killed run resumes at the first stage without a file, on the very bytes it had.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from octavo.compress.report import StageReport
+from octavo.core.errors import ConfigError, ResourceError
+from octavo.formats.number_format import FP32, NumberFormat
+from octavo.formats.quantized import QuantizedTensor
+from octavo.io.artifact import Entry, array_dtype, stored_array
+from octavo.io.safetensors_file import open_safetensors, write_safetensors
+
+F32 = npt.NDArray[np.float32]
+Arrays = dict[str, npt.NDArray[np.generic]]
+
+
+@dataclass(slots=True)
+class Stage:
+    """What a stage adds to the artifact: arrays by their names in the file, and tensor entries."""
+
+    report: StageReport
+    arrays: Arrays
+    entries: dict[str, Entry]
+
+    def add_matrix(self, name: str, tensor: QuantizedTensor) -> None:
+        self.entries[name] = Entry(tensor.format, tensor.shape)
+        if tensor.format.plain:
+            self.arrays[name] = tensor.codes
+        else:
+            state = tensor.state(name)
+            self.arrays.update({key: stored_array(part) for key, part in state.items()})
+
+    def add_float32(self, name: str, values: F32) -> None:
+        self.entries[name] = Entry(FP32, values.shape)
+        self.arrays[name] = values
+
+
+class WorkDirectory:
+    """`identity` names everything that decides the bytes of the result: a directory of another
+    identity is refused (ConfigError), never mixed in."""
+
+    def __init__(self, path: Path, identity: Mapping[str, str]) -> None:
+        self.path = path
+        self._begin(dict(identity))
+
+    def _begin(self, identity: dict[str, str]) -> None:
+        job = self.path / "job.json"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not job.exists():
+                job.write_text(json.dumps(identity, indent=1), encoding="utf-8")
+            found = json.loads(job.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+        except ValueError:
+            found = {}
+        for key in identity:
+            if found.get(key) != identity[key]:
+                raise ConfigError(
+                    f"{self.path} holds an unfinished compression of another {key}: finish that "
+                    "one, remove the directory, or choose another output"
+                )
+
+    def finished(self, stage: str) -> bool:
+        return self._stage(stage).exists()
+
+    def write(self, name: str, stage: Stage) -> None:
+        """Make a stage finished. Raises ResourceError when it can't be written."""
+        entries = {
+            key: {"format": str(entry.format), "shape": list(entry.shape)}
+            for key, entry in stage.entries.items()
+        }
+        metadata = {
+            "report": json.dumps(stage.report.to_dict()),
+            "entries": json.dumps(entries),
+        }
+        write_safetensors(self._stage(name), stage.arrays, metadata)
+
+    def read(self, name: str) -> Stage:
+        """A finished stage; its arrays are the file's own memory."""
+        file = open_safetensors(self._stage(name))
+        report = StageReport.from_dict(json.loads(file.metadata["report"]))
+        entries = {
+            key: Entry(NumberFormat.parse(value["format"]), tuple(value["shape"]))
+            for key, value in json.loads(file.metadata["entries"]).items()
+        }
+        arrays = {key: _array(t.type, t.rows(), t.shape) for key, t in file.tensors.items()}
+        return Stage(report, arrays, entries)
+
+    def hidden(self, layer: int) -> Path:
+        """Where the inputs of block `layer` are kept."""
+        return self.path / f"hidden-{layer}.f32"
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _stage(self, name: str) -> Path:
+        return self.path / f"stage-{name}.safetensors"
+
+
+class HiddenStates:
+    """Hidden states on disk, float32 [sequences, length, hidden]: one sequence in memory."""
+
+    def __init__(self, path: Path, length: int, hidden: int) -> None:
+        self._path = path
+        self._shape = (length, hidden)
+
+    def read(self) -> Iterator[F32]:
+        """Each sequence, [length, hidden], in order."""
+        count = self._shape[0] * self._shape[1]
+        with self._path.open("rb") as file:
+            while len(values := np.fromfile(file, np.float32, count)) == count:
+                yield values.reshape(self._shape)
+
+    def write(self, sequences: Iterator[F32]) -> None:
+        """Replace the file by these, once all are there. Raises ResourceError on a full disk."""
+        beside = self._path.with_suffix(".part")
+        try:
+            with beside.open("wb") as file:
+                for values in sequences:
+                    file.write(np.ascontiguousarray(values, np.float32).data)
+            beside.replace(self._path)
+        except OSError as error:
+            beside.unlink(missing_ok=True)
+            raise _unwritable(self._path, error) from error
+
+    def remove(self) -> None:
+        self._path.unlink(missing_ok=True)
+
+
+def _unwritable(path: Path, error: OSError) -> ResourceError:
+    return ResourceError(
+        f"{path}: can't be written ({error.strerror or error}): check the directory's permissions "
+        "and its free space"
+    )
+
+
+def _array(type_name: str, rows: npt.NDArray[np.uint8], shape: tuple[int, ...]) -> Any:
+    return rows.reshape(-1).view(array_dtype(type_name)).reshape(shape)

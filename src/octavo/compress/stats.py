@@ -1,0 +1,65 @@
+"""Statistics of linear inputs, gathered as rows pass by; one gatherer per shared input."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from octavo.compress.base import LinearStats, Needs
+
+
+class StatsGatherer:
+    """Sums what `needs` asks for over rows x [rows, in]; sums run in the order of the rows."""
+
+    def __init__(self, needs: Needs, width: int) -> None:
+        self._needs = needs
+        self._tokens = 0
+        self._absmax = torch.zeros(width)
+        self._sum_abs = torch.zeros(width, dtype=torch.float64)
+        self._products = torch.zeros(width, width) if Needs.HESSIAN in needs else None
+        self._samples: list[Tensor] = []
+
+    def add(self, x: Tensor, sampled: bool) -> None:
+        """Rows fp32 [rows, in]; `sampled`: they are among those kept for SAMPLES."""
+        if not len(x):
+            return
+        self._tokens += len(x)
+        if Needs.ABSMAX in self._needs:
+            self._absmax = torch.maximum(self._absmax, x.abs().amax(dim=0))
+        if Needs.MEAN_ABS in self._needs:
+            self._sum_abs += x.abs().sum(dim=0, dtype=torch.float64)
+        if self._products is not None:
+            self._products.addmm_(x.T, x)
+        if Needs.SAMPLES in self._needs and sampled:
+            self._samples.append(x.clone())
+
+    def stats(self) -> LinearStats:
+        """What was asked for; with no rows seen, `tokens` is 0 and all else None."""
+        if not self._tokens:
+            return LinearStats()
+        needs, n = self._needs, self._tokens
+        return LinearStats(
+            tokens=n,
+            absmax=self._absmax if Needs.ABSMAX in needs else None,
+            mean_abs=(self._sum_abs / n).float() if Needs.MEAN_ABS in needs else None,
+            hessian=None if self._products is None else self._products * (2.0 / n),
+            samples=torch.cat(self._samples) if self._samples else None,
+        )
+
+
+def sampled_sequences(count: int, length: int, rows: int = 4096) -> frozenset[int]:
+    """Which of `count` sequences SAMPLES keeps whole: evenly spread, at most `rows` rows, or one
+    sequence where that is longer."""
+    kept = max(1, min(count, rows // length))
+    return frozenset(i * count // kept for i in range(kept))
+
+
+def rescaled(stats: LinearStats, scale: Tensor) -> LinearStats:
+    """The statistics after every input x_i became x_i / scale_i (a fold in front of them)."""
+    parts = {
+        "absmax": None if stats.absmax is None else stats.absmax / scale,
+        "mean_abs": None if stats.mean_abs is None else stats.mean_abs / scale,
+        "hessian": None if stats.hessian is None else stats.hessian / scale.outer(scale),
+        "samples": None if stats.samples is None else stats.samples / scale,
+    }
+    return LinearStats(tokens=stats.tokens, fisher=stats.fisher, **parts)
