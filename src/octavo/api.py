@@ -242,8 +242,8 @@ class LLM(Closing):
         if isinstance(prompt, Sequence) and all(type(token) is int for token in prompt):
             return tuple(prompt)
         raise RequestError(
-            f"a prompt is a text or a sequence of token ids, got {type(prompt).__name__}"
-            " (several prompts of ids are a list of lists)",
+            f"a prompt is a text or a sequence of token ids, got {_kind(prompt)}"
+            " (several prompts of ids are a list of lists; an array's ids are array.tolist())",
             param="prompt",
         )
 
@@ -376,6 +376,14 @@ def load_tokenizer(model: str) -> Tokenizer:
     from octavo.io.hub import resolve_model
 
     return tokenizer.load_tokenizer(resolve_model(model))
+
+
+def _kind(value: object) -> str:
+    """The type's name, and those of a sequence's items."""
+    name = type(value).__name__
+    if not isinstance(value, Sequence):
+        return name
+    return f"{name} of {' and '.join(sorted({type(item).__name__ for item in value}))}"
 
 
 def _with_format(config: RuntimeConfig, format: str) -> RuntimeConfig:

@@ -111,6 +111,7 @@ class _Loop:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self._pid = os.getpid()
         self.mailbox: queue.SimpleQueue[_Message] = queue.SimpleQueue()
         self._lock = threading.Lock()  # guards what follows
         self._thread: threading.Thread | None = None
@@ -118,6 +119,10 @@ class _Loop:
         self._inboxes: dict[str, Inbox] = {}
         self._owed: dict[str, int] = {}  # choices that have not finished
         self._doomed: set[str] = set()  # aborts in the mailbox; any thread adds, the loop removes
+
+    def forked(self) -> bool:
+        """Whether this is a child's copy: no thread serves it, and its locks may never be freed."""
+        return os.getpid() != self._pid
 
     def post(self, message: _Submit) -> None:
         """Hand over requests; the first starts the thread. Raises what ended the engine."""
@@ -142,6 +147,8 @@ class _Loop:
 
     def stop(self) -> None:
         """End the thread, and the step that runs. May be called again."""
+        if self.forked():
+            return
         self.mailbox.put(_Stop())
         self.engine.cancel()
         with self._lock:
@@ -152,6 +159,8 @@ class _Loop:
 
     def abort(self, request_id: str, choice: int | None) -> None:
         """May be called from anywhere, as a stream is that the collector closes."""
+        if self.forked():
+            return
         if choice is not None:
             self.mailbox.put(_Abort(request_id, choice))
             return
@@ -232,12 +241,11 @@ class InProcessClient:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._loop = _Loop(engine)
-        self._pid = os.getpid()
         # Also runs at exit: a thread inside native code must not outlive the interpreter.
         self._finalizer = weakref.finalize(self, self._loop.stop)
 
     def submit(self, requests: Sequence[Request]) -> OutputStream:
-        if os.getpid() != self._pid:
+        if self._loop.forked():
             raise OctavoError("an engine does not survive fork(); make it in the child process")
         for request in requests:
             self._engine.validate(request)
