@@ -254,6 +254,7 @@ class OpenedModel(NamedTuple):
     metadata: dict[str, object]
     eos_ids: tuple[int, ...]
     generation: dict[str, float]
+    unread_keys: tuple[str, ...] = ()
 
 
 def test_close_is_final_and_idempotent(llm):

@@ -78,6 +78,8 @@ class LLM(Closing):
     `default_params()`, and used only when passed.
     """
 
+    _unread_keys: tuple[str, ...] = ()
+
     def __init__(
         self, model: str, *, format: str = "source", config: RuntimeConfig | None = None
     ) -> None:
@@ -93,8 +95,10 @@ class LLM(Closing):
             tokenizer = load_tokenizer(path, metadata)
             executor = load(opened.spec, opened.source, wanted)
             eos, generation = opened.eos_ids, dict(opened.generation)
+            unread = opened.unread_keys
         try:
             self._set_up(executor, tokenizer, (*eos, *tokenizer.eos_ids), generation)
+            self._unread_keys = unread
         except BaseException:
             executor.close()
             raise
@@ -138,6 +142,11 @@ class LLM(Closing):
     @property
     def spec(self) -> DecoderSpec:
         return self._executor.spec
+
+    @property
+    def unread_keys(self) -> tuple[str, ...]:
+        """Keys of the model's config that nothing here knows: what they ask for is not done."""
+        return self._unread_keys
 
     @property
     def context(self) -> int:

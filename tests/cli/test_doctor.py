@@ -70,6 +70,15 @@ def test_missing_native_core_is_reported_not_raised(
     assert "PROBLEM: the native core" in capsys.readouterr().out
 
 
+def test_an_instruction_set_that_does_not_run_is_a_problem(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_checks(monkeypatch, KernelCheck("generic", "k", 0.25))
+    monkeypatch.setenv("OCTAVO_ISA", "foo")
+    assert main(["doctor"]) == 2
+    assert "PROBLEM: OCTAVO_ISA=foo does not run here: unset it" in capsys.readouterr().out
+
+
 def test_processor_list_is_written_in_ranges() -> None:
     assert _ranges((0, 1, 2, 5, 7, 8)) == "0-2,5,7-8"
     assert _ranges(()) == ""

@@ -281,6 +281,16 @@ def test_what_is_typed_wrong(
     refused(place.words(typed), named, place, capsys)
 
 
+def test_a_config_key_that_nothing_reads_is_reported(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config(frobnicate=3)(place)
+    assert main(place.words(f"run|{HF}|hi|--max-tokens|2")) == 0
+    assert "nothing reads: frobnicate\n" in capsys.readouterr().err
+    assert main(place.words(f"run|{HF}|hi|--max-tokens|2|--json")) == 0
+    assert json.loads(capsys.readouterr().out)["unread_keys"] == ["frobnicate"]
+
+
 @pytest.mark.parametrize("command", ["run|{hf}|hi", "bench|{hf}|-r|1"])
 def test_unknown_instruction_set(
     command: str, place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -6,7 +6,7 @@ import pytest
 
 from octavo.core.errors import FetchError, ModelFileError, UserError
 from octavo.io import hub
-from octavo.io.hub import resolve_model
+from octavo.io.hub import resolve_config, resolve_model
 
 
 def test_paths_are_taken_as_they_are(tmp_path: Path) -> None:
@@ -95,3 +95,25 @@ def test_wrong_kinds_of_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "model.bin").touch()
     with pytest.raises(ModelFileError, match=r"neither a directory nor a \.gguf"):
         resolve_model(str(tmp_path / "model.bin"))
+
+
+def test_of_a_hub_id_only_the_config_is_fetched_where_that_is_enough(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import huggingface_hub
+
+    asked: list[list[str]] = []
+
+    def snapshot(repository: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append(allow_patterns)
+        (tmp_path / "config.json").write_text("{}")
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    monkeypatch.chdir(tmp_path)
+    assert resolve_config("org/name") == tmp_path
+    assert asked == [["config.json"]]
+    assert resolve_config(str(tmp_path / "config.json")) == tmp_path / "config.json"
+    (tmp_path / "m.gguf").touch()
+    assert resolve_config(str(tmp_path / "m.gguf")) == tmp_path / "m.gguf"
+    assert len(asked) == 1

@@ -79,9 +79,17 @@ def _native() -> tuple[tuple[str, ...], tuple[KernelCheck, ...], str]:
     from octavo.evals.kernel_check import check_kernels, runnable_isas
 
     try:
-        return runnable_isas(), check_kernels(), ""
+        isas = runnable_isas()
+        return isas, check_kernels(), _forced_problem(isas)
     except UserError as error:
         return (), (), str(error)
+
+
+def _forced_problem(isas: Sequence[str]) -> str:
+    forced = os.environ.get("OCTAVO_ISA")
+    if not forced or forced in isas:
+        return ""
+    return f"OCTAVO_ISA={forced} does not run here: unset it, or take one of {', '.join(isas)}"
 
 
 def memory_speed(machine: Machine) -> Bandwidth:

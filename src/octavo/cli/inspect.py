@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from octavo.cli.options import json_option
-from octavo.cli.output import emit_json, fields, human_decimal
+from octavo.cli.output import emit_json, fields, human_decimal, unread_line
 
 if TYPE_CHECKING:
     from octavo.formats.number_format import NumberFormat
@@ -235,12 +235,7 @@ def _print(report: InspectReport) -> None:
         parts.add_row(*cells)
     console.print(parts)
     if report.unread_keys:
-        console.print(f"keys that nothing reads: {_plain(report.unread_keys)}", soft_wrap=True)
-
-
-def _plain(names: Sequence[str]) -> str:
-    """Names from an untrusted file: none may steer the terminal."""
-    return ", ".join(name if name.isprintable() else repr(name) for name in names)
+        console.print(unread_line(report.unread_keys), soft_wrap=True)
 
 
 def _facts(report: InspectReport) -> dict[str, str]:

@@ -95,6 +95,13 @@ def requantized_line(formats: Iterable[str]) -> str:
     return f"requantized, quality not measured ({names}; the reference is the file as it is)"
 
 
+def unread_line(keys: Sequence[str]) -> str:
+    """Keys of a config that nothing reads. They come from an untrusted file: none may steer the
+    terminal."""
+    names = ", ".join(key if key.isprintable() else repr(key) for key in keys)
+    return f"config keys that nothing reads: {names}"
+
+
 def fields(values: Mapping[str, str]) -> str:
     """`name   value` lines with the values in one column."""
     width = max(map(len, values), default=0)

@@ -14,7 +14,7 @@ from octavo.cli.options import (
     sampling_options,
     sampling_params,
 )
-from octavo.cli.output import emit_json, requantized_line, summary_line
+from octavo.cli.output import emit_json, requantized_line, summary_line, unread_line
 from octavo.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,9 +48,12 @@ def command(model: str, prompt: str, raw: bool, as_json: bool) -> None:
         completion = _answer(llm, text, params, raw, show=not as_json)
         if as_json:
             fields = _as_json(model, config.format, completion, receipt)
-            emit_json({**fields, "step_rows": llm.step_rows})
+            more = {"step_rows": llm.step_rows, "unread_keys": llm.unread_keys}
+            emit_json({**fields, **more})
         else:
             click.echo("\n\n" + _last_line(completion, receipt))
+            if llm.unread_keys:
+                click.echo(unread_line(llm.unread_keys), err=True)
 
 
 def _read(prompt: str) -> str:
