@@ -71,9 +71,10 @@ class Hqq:
         for _ in range(self.iterations):
             q = codes(W, s, m, target.bits)
             W_e = unit * self.shrink((W - (s * q + m)) / unit, beta)
-            m = round_float((W - W_e - s * q).mean(-1, keepdim=True), target.scale, torch)
-            error = self.phi(W, s, m, target.bits)
-            best, least = m.where(error < least, best), error.minimum(least)
+            m = (W - W_e - s * q).mean(-1, keepdim=True)
+            stored = round_float(m, target.scale, torch)
+            error = self.phi(W, s, stored, target.bits)
+            best, least = stored.where(error < least, best), error.minimum(least)
             beta *= self.kappa
         return best
 
