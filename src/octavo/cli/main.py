@@ -30,6 +30,7 @@ COMMANDS = MappingProxyType(
         "formats": ("octavo.cli.formats", "Draw number formats: bits, range, digits, size."),
         "bench": ("octavo.cli.bench", "Measure prefill and decode speed against the memory's."),
         "eval": ("octavo.cli.eval", "Measure what compression cost: KL divergence, perplexity."),
+        "compress": ("octavo.cli.compress", "Make a model smaller, and measure what that cost."),
         "doctor": ("octavo.cli.doctor", "Check processor, limits, memory and kernels."),
     }
 )

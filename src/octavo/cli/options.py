@@ -91,6 +91,16 @@ def _exception(word: str, param: click.Parameter, ctx: click.Context) -> tuple[s
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
+keep_option = click.option(
+    "--keep",
+    "keep",
+    multiple=True,
+    metavar="PART=FORMAT",
+    expose_value=False,
+    callback=_exceptions,
+    help="A part's own format, such as head=int8_g32; may be repeated.",
+)
+
 runtime_options = _stack(
     (
         click.option(
@@ -101,15 +111,7 @@ runtime_options = _stack(
             callback=_keep,
             help="Requantize to this format, such as int4_g32. [default: the source's own]",
         ),
-        click.option(
-            "--keep",
-            "keep",
-            multiple=True,
-            metavar="PART=FORMAT",
-            expose_value=False,
-            callback=_exceptions,
-            help="A part's own format, such as head=int8_g32; may be repeated.",
-        ),
+        keep_option,
         _choice("--kv", ("bf16", "fp32"), "bf16", "Format of keys and values."),
         _choice(
             "--activations", ("auto", "a8", "abf16", "a32"), "auto", "Precision of activations."
@@ -163,6 +165,12 @@ def runtime_config() -> RuntimeConfig:
         strict=_kept("strict"),
         isa=_kept("isa"),
     )
+
+
+def kept_parts() -> tuple[tuple[str, str], ...]:
+    """This command line's `--keep` as (part, format)."""
+    pairs: tuple[tuple[str, str], ...] = _kept("keep")
+    return pairs
 
 
 def sampling_params() -> SamplingParams:
