@@ -102,11 +102,13 @@ def _inside(
     step = _step(rounded, factor)
     reach = step * (_widest_gap(format) / 2 * _ROUNDING)
     # a step of zero has lost its group, not clipped it: let the gradient bring it back
-    return ((grouped - rounded.values).abs() <= reach) | (step == 0)
+    inside: Tensor = ((grouped - rounded.values).abs() <= reach) | (step == 0)
+    return inside
 
 
 def _step(rounded: Rounded, factor: float) -> Tensor:
     """|step| of each group, [rows, groups, 1]."""
+    assert rounded.scales is not None
     step: Tensor = rounded.scales
     if rounded.super_scales is not None:
         per_super = step.shape[1] // rounded.super_scales.shape[1]

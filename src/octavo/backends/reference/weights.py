@@ -24,7 +24,7 @@ def load_weights(
     formats: Formats = {}
     coded = {Role("embed"), *linear_roles(spec)}  # what a format means; norms stay fp32
     for role in roles(spec):
-        wanted = _wanted(role, head_role(spec), options) if role in coded else "source"
+        wanted = wanted_format(role, head_role(spec), options) if role in coded else "source"
         tensor, formats[role] = _load(source, spec, role, wanted, options.device)
         weights[role] = tensor.to(options.torch_dtype)
     return weights, formats
@@ -57,7 +57,7 @@ def _load(
     return fake_quantize(tensor, target, torch), target
 
 
-def _wanted(role: Role, head: Role, options: ReferenceOptions) -> str:
+def wanted_format(role: Role, head: Role, options: ReferenceOptions) -> str:
     """Format asked for a role: the most particular name in `keep` wins. A tied head is the
     embedding: it answers to "head" too."""
     names = [] if role.layer is None else [f"layers.{role.layer}.{role.part}"]

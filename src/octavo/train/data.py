@@ -1,0 +1,119 @@
+"""Token windows to train on and to hold out, never overlapping; their order is a pure function."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from octavo.core.errors import UserError
+from octavo.core.rng import uniform_array
+
+I64 = npt.NDArray[np.int64]
+
+_KIND_ORDER = 16  # Philox draws that shuffle windows, apart from those that sample tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """Windows of context + 1 tokens: int64 [n, context + 1], the last one only predicted."""
+
+    train: I64
+    held_out: I64
+
+    @property
+    def context(self) -> int:
+        return int(self.train.shape[1]) - 1
+
+    def digest(self) -> str:
+        """A hash of all tokens and of how they are cut."""
+        digest = hashlib.sha256(repr((self.train.shape, self.held_out.shape)).encode())
+        digest.update(self.train.tobytes())
+        digest.update(self.held_out.tobytes())
+        return digest.hexdigest()
+
+
+def split_corpus(
+    tokens: Sequence[int], context: int, share: float = 0.1, bos: int | None = None
+) -> Corpus:
+    """Train on the beginning of a text, hold out the `share` at its end.
+
+    Raises UserError when either part holds no window of `context` tokens.
+    """
+    if not 0 < share < 1:
+        raise UserError(f"the held-out share is {share}: give a number between 0 and 1")
+    cut = len(tokens) - int(len(tokens) * share)
+    return make_corpus(tokens[:cut], tokens[cut:], context, bos)
+
+
+def make_corpus(
+    train: Sequence[int], held_out: Sequence[int], context: int, bos: int | None = None
+) -> Corpus:
+    """Cut two texts' tokens (given without BOS) into windows; `bos` begins every window.
+
+    Raises UserError when a text holds no window, and when a held-out window occurs in the training
+    text: its loss would measure memory.
+    """
+    corpus = Corpus(
+        _windows(train, context, bos, "training"), _windows(held_out, context, bos, "held-out")
+    )
+    body = corpus.held_out if bos is None else corpus.held_out[:, 1:]
+    if (found := _first_copy(np.asarray(train, np.int64), body)) is not None:
+        raise UserError(
+            f"the held-out text overlaps the training text: its window {found} occurs there; "
+            "take it from another document"
+        )
+    return corpus
+
+
+def batches(windows: I64, size: int, seed: int, start: int) -> Iterator[I64]:
+    """Endless batches int64 [size, context + 1] from batch number `start` on.
+
+    Every epoch is a permutation of all windows, of (seed, epoch) alone: starting at 7 gives what
+    followed the first seven.
+    """
+    order: dict[int, I64] = {}
+    index = start * size
+    while True:
+        rows = []
+        for i in range(index, index + size):
+            epoch, place = divmod(i, len(windows))
+            if epoch not in order:
+                order = {epoch: _permutation(len(windows), seed, epoch)}
+            rows.append(windows[order[epoch][place]])
+        yield np.stack(rows)
+        index += size
+
+
+def _permutation(count: int, seed: int, epoch: int) -> I64:
+    draws = uniform_array(seed, np.arange(count), epoch, _KIND_ORDER)
+    return np.argsort(draws, kind="stable")
+
+
+def _windows(tokens: Sequence[int], context: int, bos: int | None, name: str) -> I64:
+    if context < 2:
+        raise UserError(f"context {context} is too short to learn from: give at least 2")
+    row = np.asarray(tokens, np.int64)
+    lead = 0 if bos is None else 1
+    body = context + 1 - lead
+    # without BOS a window's first token is context only, so the next window begins with the last
+    starts = range(0, len(row) - body + 1, body - 1 + lead)
+    if not starts:
+        raise UserError(f"the {name} text has {len(row)} tokens; a window needs {body}")
+    cut = np.stack([row[start : start + body] for start in starts])
+    return cut if bos is None else np.insert(cut, 0, bos, axis=1)
+
+
+def _first_copy(text: I64, windows: I64) -> int | None:
+    """Index of a window that occurs anywhere in the text."""
+    if len(text) < windows.shape[1]:
+        return None
+    everywhere = np.lib.stride_tricks.sliding_window_view(text, windows.shape[1])
+    for index, window in enumerate(windows):
+        places = np.flatnonzero(text[: len(everywhere)] == window[0])
+        if (everywhere[places] == window).all(axis=1).any():
+            return index
+    return None

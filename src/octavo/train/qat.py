@@ -1,0 +1,165 @@
+"""Quantization-aware training of a decoder: full-precision masters, rounded in every forward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from octavo.backends.base import KvFormat
+from octavo.backends.reference.attention import attend
+from octavo.backends.reference.decoder import ReferenceDecoder
+from octavo.backends.reference.options import ReferenceOptions
+from octavo.backends.reference.rounding import round_bf16
+from octavo.backends.reference.weights import Formats, Weights, load_weights, wanted_format
+from octavo.core.errors import FormatError, NumericsError, UnsupportedError, UserError
+from octavo.formats.number_format import NumberFormat
+from octavo.formats.quantized import QuantizedTensor
+from octavo.io.weights import WeightSource
+from octavo.spec.decoder import AttentionSpec, DecoderSpec, Role
+from octavo.spec.graph import head_role, linear_roles
+from octavo.train.formats import check_trainable, convert_weight, fake_quantize_weight
+
+I64 = npt.NDArray[np.int64]
+
+
+class QatModel:
+    """Masters in fp32 and what is made of them: rounded weights, losses, converted tensors.
+
+    masters  one fp32 tensor a role, requiring a gradient
+    formats  the number format of each; embedding and linear weights are rounded to theirs, norms,
+             biases and routers stay as they are
+    options  the roundings of activations and of keys and values that the forward simulates
+    """
+
+    def __init__(
+        self, spec: DecoderSpec, masters: Weights, formats: Formats, options: ReferenceOptions
+    ) -> None:
+        self.spec, self.formats, self.options = spec, formats, options
+        self.coded = frozenset({Role("embed"), *linear_roles(spec)})
+        _check(self.coded, formats, options)
+        self.masters = {
+            role: w.detach().float().clone().requires_grad_() for role, w in masters.items()
+        }
+        self._decoder = ReferenceDecoder(spec, {}, formats, options)
+
+    @classmethod
+    def load(cls, source: WeightSource, spec: DecoderSpec, options: ReferenceOptions) -> QatModel:
+        """Masters from the source; `options.format` and `options.keep` name the formats to train in
+        ("source": those that the weights have). Format "fp32" is plain training.
+
+        Raises FormatError for a format without a straight-through rule or that a shape can't take,
+        ModelFileError for a missing or misshapen tensor.
+        """
+        masters, formats = load_weights(source, spec, replace(options, format="source", keep=()))
+        for role in {Role("embed"), *linear_roles(spec)}:
+            wanted = wanted_format(role, head_role(spec), options)
+            if wanted != "source":
+                formats[role] = NumberFormat.parse(wanted)
+        return cls(spec, masters, formats, options)
+
+    def prepared(self) -> Weights:
+        """The weights as they will be served, with gradients that reach the masters.
+
+        Raises NumericsError or FormatError naming the tensor whose values can't be rounded.
+        """
+        return {role: self._prepared(role) for role in self.masters}
+
+    def loss(self, tokens: I64, weights: Weights) -> Tensor:
+        """Mean negative log-likelihood, in nats per token, of windows int64 [b, context + 1]."""
+        logits = self.logits(tokens[:, :-1], weights)
+        targets = torch.as_tensor(tokens[:, 1:].copy(), device=self.options.device)
+        return F.cross_entropy(logits, targets.flatten())
+
+    def logits(self, tokens: I64, weights: Weights) -> Tensor:
+        """[b * n, vocab] for windows int64 [b, n], each from an empty context."""
+        self._check_tokens(tokens)
+        decoder = self._with(weights)
+        positions = np.tile(np.arange(tokens.shape[1]), tokens.shape[0])
+        kv = WindowsKv(tokens.shape[0], self.options.kv_format)
+        return decoder.head(decoder.hidden(tokens.flatten(), positions, kv))
+
+    def convert(self) -> dict[Role, QuantizedTensor]:
+        """What is stored of every coded role: `dequantize()` is `prepared()`, bit for bit."""
+        with torch.no_grad():
+            return {
+                role: convert_weight(self.masters[role], self.formats[role])
+                for role in self.masters
+                if role in self.coded
+            }
+
+    def kept(self) -> dict[Role, npt.NDArray[np.float32]]:
+        """Norms, biases and routers, which stay in fp32."""
+        rest = (role for role in self.masters if role not in self.coded)
+        return {role: self.masters[role].detach().cpu().numpy().copy() for role in rest}
+
+    def first_broken(self, tokens: I64, weights: Weights) -> str:
+        """Where a forward pass over windows first leaves the finite numbers, in words."""
+        decoder = self._with(weights)
+        for layer in range(len(self.spec.layers) + 1):
+            if not torch.isfinite(self._hidden_before(decoder, layer, tokens)).all():
+                return "the embedding" if not layer else f"layer {layer - 1}"
+        return "the head"
+
+    def _prepared(self, role: Role) -> Tensor:
+        master = self.masters[role]
+        if role not in self.coded:
+            return master
+        try:
+            return fake_quantize_weight(master, self.formats[role])
+        except NumericsError as error:
+            raise NumericsError(f"{role}: {error}") from error
+        except FormatError as error:
+            raise FormatError(f"{role}: {error}") from error
+
+    def _with(self, weights: Weights) -> ReferenceDecoder:
+        self._decoder.weights = weights
+        return self._decoder
+
+    def _check_tokens(self, tokens: I64) -> None:
+        if tokens.min() < 0 or tokens.max() >= self.spec.vocab:
+            raise UserError(
+                f"token {int(tokens.max())} is outside the model's vocabulary of "
+                f"{self.spec.vocab}: tokenize the text with the model's own tokenizer"
+            )
+
+    def _hidden_before(self, decoder: ReferenceDecoder, layer: int, tokens: I64) -> Tensor:
+        cut = replace(self.spec, layers=self.spec.layers[:layer])
+        part = ReferenceDecoder(cut, decoder.weights, self.formats, self.options)
+        positions = np.tile(np.arange(tokens.shape[1]), tokens.shape[0])
+        with torch.no_grad():
+            kv = WindowsKv(tokens.shape[0], self.options.kv_format)
+            return part.hidden(tokens.flatten(), positions, kv)
+
+
+class WindowsKv:
+    """Keys and values of equally long texts side by side, each whole: nothing is kept."""
+
+    def __init__(self, texts: int, format: KvFormat) -> None:
+        self._texts, self._format = texts, format
+
+    def attend(self, layer: int, spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        del layer
+        if self._format == "bf16":
+            k, v = round_bf16(k), round_bf16(v)
+        n = q.shape[0] // self._texts
+        at = torch.arange(n, device=q.device)
+        texts = [torch.chunk(x, self._texts) for x in (q, k, v)]
+        return torch.cat([attend(spec, a, b, c, at, at) for a, b, c in zip(*texts, strict=True)])
+
+
+def _check(
+    coded: frozenset[Role], formats: Mapping[Role, NumberFormat], options: ReferenceOptions
+) -> None:
+    if options.dtype != "fp32":
+        raise UnsupportedError("training rounds fp32 masters: leave dtype at fp32")
+    for role in sorted(coded, key=str):
+        try:
+            check_trainable(formats[role])
+        except FormatError as error:
+            raise FormatError(f"{role}: {error}") from error
