@@ -47,7 +47,7 @@ SECONDS = 1.0
 TRACED = (gguf_reader, safetensors_file, mapping, stored)
 # Not the readers': writing, and what no content of a file can cause.
 NOT_READ = frozenset(
-    ("write_safetensors", "_dtype_name", "replacing", "_map_file", "drop", "close")
+    ("write_safetensors", "_dtype_name", "replacing", "_map_file", "_check_kind", "drop", "close")
 )
 
 
