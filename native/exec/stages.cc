@@ -86,20 +86,42 @@ void Step::linear(const Linear& linear, const Input& in, int t, int m, float* y,
   linear.run(linear.w, view, m, y, ldy, p0, p1);
 }
 
+// Weights don't depend on what the other threads still compute: the start of this thread's share of
+// the next matrix is fetched before it waits, so that memory isn't idle across the barrier.
+void Step::warm(const Linear& next, int p) const {
+  if (!few() || p >= next.w.panels) return;
+  const uint8_t* panel = next.w.data + p * next.w.panel_bytes;
+  for (int64_t at = next.w.scale_offset; at < kWarmBytes; at += 64) __builtin_prefetch(panel + at);
+}
+
 bool Step::layer(int t, const Layer& layer, int index) {
   if (!begin_linear(t, layer.attn_norm, layer.attn_in, nullptr, 0)) return false;
   project_heads(t, layer);
+  warm(layer.o, part(layer.o.w.panels, t));
   if (!barrier(t)) return false;
   if (!attention(t, layer, index)) return false;
   if (!begin_linear(t, nullptr, layer.o_in, attn_, ld_attn_)) return false;
   project_out(t, layer);
+  warm(layer.gate, part(layer.gate.w.panels, t));
   if (!barrier(t)) return false;
   if (!begin_linear(t, layer.mlp_norm, layer.mlp_in, nullptr, 0)) return false;
   gate_up(t, layer);
+  warm(layer.down, part(layer.down.w.panels, t));
   if (!barrier(t)) return false;
   if (!begin_linear(t, nullptr, layer.down_in, gate_, ld_gate_)) return false;
   down(t, layer);
+  warm_after(t, index);
   return barrier(t);
+}
+
+void Step::warm_after(int t, int index) const {
+  const size_t next = static_cast<size_t>(index) + 1;
+  if (next == plan_.layers.size()) return warm(plan_.head, part(plan_.head.w.panels, t));
+  const Layer& layer = plan_.layers[next];
+  const HeadRange& mine = layer.head_ranges[static_cast<size_t>(t)];
+  const int per_head = layer.head_dim / kLanes;
+  if (mine.kv0 < mine.kv1) return warm(layer.k, mine.kv0 * per_head);
+  warm(layer.q, mine.q0 * per_head);
 }
 
 void Step::project_heads(int t, const Layer& layer) {
@@ -108,7 +130,9 @@ void Step::project_heads(int t, const Layer& layer) {
   auto project = [&](const Linear& l, int h0, int h1) {
     linear(l, layer.attn_in, t, rows_, qkv_ + l.column, ld_qkv_, h0 * per_head, h1 * per_head);
   };
+  warm(layer.v, mine.kv0 * per_head);
   project(layer.k, mine.kv0, mine.kv1);
+  warm(layer.q, mine.q0 * per_head);
   project(layer.v, mine.kv0, mine.kv1);
   project(layer.q, mine.q0, mine.q1);
   for (int r = 0; r < rows_; ++r) {
@@ -171,6 +195,7 @@ void Step::gate_up(int t, const Layer& layer) {
   const int chunk = few() ? std::max(1, p1 - p0) : 16;  // so that both are still in cache for act
   for (int c0 = p0; c0 < p1; c0 += chunk) {
     const int c1 = std::min(p1, c0 + chunk), at = c0 * kLanes, n = columns(layer.gate, c0, c1);
+    warm(layer.up, c0);
     linear(layer.gate, layer.mlp_in, t, rows_, gate_, ld_gate_, c0, c1);
     linear(layer.up, layer.mlp_in, t, rows_, up_, ld_gate_, c0, c1);
     for (int r = 0; r < rows_; ++r) {

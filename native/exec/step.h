@@ -21,6 +21,7 @@ constexpr int kSplitKeys = 256;  // docs/numerics.md: attention splits at fixed 
 constexpr int kTileRows = 16;    // query rows of one attention item
 constexpr int kTileQueries = kMaxGroupHeads;  // rows * heads per kv head of one attention item
 constexpr int kSharedSplitRows = 8;  // steps of at most so many rows may share splits over threads
+constexpr int kWarmBytes = 4096;     // of the next matrix, fetched before a thread waits
 constexpr int kMaxLogprobs = 20;
 
 // Row flags of StepBatch.want.
@@ -112,6 +113,8 @@ class Step {
   void prepare_row(const float* x, const Input& in, const ActRows& act, int index) const;
   void linear(const Linear& linear, const Input& in, int t, int m, float* y, int64_t ldy, int p0,
               int p1) const;
+  void warm(const Linear& next, int p) const;
+  void warm_after(int t, int index) const;
   bool layer(int t, const Layer& layer, int index);
   void project_heads(int t, const Layer& layer);
   void rotate(const Layer& layer, float* head, const float* bias, const float* norm, int row) const;
