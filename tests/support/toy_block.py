@@ -91,12 +91,21 @@ class ToyBlock:
         for fold in folds:
             for role in fold.consumers:
                 weights[role] = weights[role] * fold.scale
+            mine = self._producer_scale(fold)
             bias = Role(f"{fold.producer.part}_bias", 0)
             for role in (fold.producer, bias):
                 if role in weights:
                     w = weights[role]
-                    weights[role] = w / (fold.scale[:, None] if w.ndim == 2 else fold.scale)
+                    weights[role] = w / (mine[:, None] if w.ndim == 2 else mine)
         return replace(self, weights=weights)
+
+    def _producer_scale(self, fold: ScaleFold) -> Tensor:
+        if fold.producer.part != "v":
+            return fold.scale
+        a = self.spec.layers[0].attention
+        heads = fold.scale.reshape(a.kv_heads, a.heads // a.kv_heads, a.head_dim)
+        assert torch.equal(heads, heads[:, :1].expand_as(heads))
+        return heads[:, 0].reshape(-1)
 
     def _norm(self, part: Part, x: Tensor) -> Tensor:
         rms = (x.square().mean(-1, keepdim=True) + self.spec.norm_eps).sqrt()

@@ -104,17 +104,16 @@ def test_the_block_computes_the_same(kv_heads: int, bias: bool) -> None:
     assert (before - after).abs().max() < 1e-5 * before.abs().max()
 
 
-def test_grouped_queries_leave_v_alone() -> None:
-    hidden = toy_hidden(4, 4)
-    producers = {}
-    for kv_heads in (4, 2):
-        block = toy_block(toy_spec(kv_heads), 5, LOUD)
-        # a head that is much louder than the others, so that scaling it pays
-        block.weights[Role("v", 0)][:16] *= 40
-        folds = Awq().plan(block, toy_stats(block, hidden), INT3)
-        producers[kv_heads] = {fold.producer.part for fold in folds}
-    assert "v" in producers[4]
-    assert "v" not in producers[2]
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+def test_heads_that_share_a_value_head_share_scales(kv_heads: int) -> None:
+    block, hidden = toy_block(toy_spec(kv_heads), 5, LOUD), toy_hidden(4, 4)
+    block.weights[Role("v", 0)][:4] *= 40  # loud channels, so that scaling them pays
+    folds = {f.producer.part: f for f in Awq().plan(block, toy_stats(block, hidden), INT3)}
+    heads = folds["v"].scale.reshape(kv_heads, 4 // kv_heads, 16)
+    assert torch.equal(heads, heads[:, :1].expand_as(heads))
+    assert set(heads[0, 0].topk(4).indices.tolist()) == {0, 1, 2, 3}
+    before, after = block.forward(hidden), block.folded([folds["v"]]).forward(hidden)
+    assert (before - after).abs().max() < 1e-5 * before.abs().max()
 
 
 def test_scales_are_powers_centred_on_one() -> None:

@@ -28,8 +28,8 @@ _INSPECTED: tuple[Part, ...] = ("q", "gate", "o", "down")
 
 @dataclass(frozen=True, slots=True)
 class Awq:
-    """Transform of every fold edge: norm to q, k, v; v to o (not with grouped queries, where the
-    channels of v are read several times over); norm to gate, up; up to down.
+    """Transform of every fold edge: norm to q, k, v; v to o; norm to gate, up; up to down. With
+    grouped queries, where the authors skip v to o, heads that read one value head get one scale.
 
     points   of the grid alpha = 0, 1 / points, ... below 1. Alpha = 0 is rounding without scales:
              on the calibration samples the result is never worse.
@@ -46,7 +46,7 @@ class Awq:
     def plan(
         self, block: BlockView, stats: Mapping[Role, LinearStats], target: NumberFormat
     ) -> Sequence[ScaleFold]:
-        edges = (e for e in fold_edges(block.spec, block.layer) if e.repeat == 1)
+        edges = fold_edges(block.spec, block.layer)
         folds = [self.best(edge, block, stats, target) for edge in edges]
         return [fold for fold in folds if (fold.scale != 1).any()]
 
@@ -61,7 +61,7 @@ class Awq:
         seen = {role: stats[role] for role in edge.targets if role in stats and stats[role].tokens}
         if not seen:
             raise NumericsError(f"awq: no calibration token reaches {edge.targets[0]}; use more")
-        s_X = mean_abs(list(seen.values()))
+        s_X = shared(edge, mean_abs(list(seen.values())))
         scales = [self.scale(s_X, i / self.points) for i in range(self.points)]
         wanted = outputs(block, seen, {})
         losses = [loss(s, block, seen, target, wanted) for s in scales]
@@ -78,6 +78,14 @@ def mean_abs(stats: Sequence[LinearStats]) -> Tensor:
     total = sum(entry.tokens for entry in stats)
     parts = [x * (e.tokens / total) for e in stats if (x := e.mean_abs) is not None]
     return sum(parts[1:], parts[0])
+
+
+def shared(edge: FoldEdge, s_X: Tensor) -> Tensor:
+    """The mean over inputs that come from the same channel of the producer."""
+    if edge.repeat == 1:
+        return s_X
+    heads = s_X.reshape(-1, edge.repeat, edge.block)
+    return heads.mean(1, keepdim=True).expand_as(heads).reshape(-1)
 
 
 def outputs(
