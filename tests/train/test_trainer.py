@@ -28,11 +28,11 @@ def corpus() -> Corpus:
     return make_corpus(chain(4000, seed=1), chain(800, seed=2), 32)
 
 
-def model_of(name: str, masters: Any = None, **plan: Any) -> Any:
+def model_of(name: str, masters: Any = None, learn_steps: bool = False, **plan: Any) -> Any:
     spec = tiny_spec()
     weights = masters or tiny_masters(spec)
     formats = dict.fromkeys(weights, NumberFormat.parse(name))
-    return qat.QatModel(spec, weights, formats, options.ReferenceOptions(**plan))
+    return qat.QatModel(spec, weights, formats, options.ReferenceOptions(**plan), learn_steps)
 
 
 def run(model: Any, directory: Path | None = None, on_step: Any = None, **config: Any) -> Any:
@@ -56,7 +56,7 @@ def learned() -> Any:
 
 
 def weights_of(model: Any) -> dict[str, Any]:
-    return {str(role): master.detach().clone() for role, master in model.masters.items()}
+    return {name: weight.detach().clone() for name, weight in model.parameters().items()}
 
 
 def assert_equal(a: dict[str, Any], b: dict[str, Any]) -> None:
@@ -83,6 +83,19 @@ def test_qat_wins_back_what_rounding_lost(name: str, learned: Any) -> None:
     assert before > full + 0.05  # rounding to nearest loses something,
     assert (before - after) / (before - full) > 0.5  # and training wins back more than half
     assert held_out(model) == after
+
+
+@pytest.mark.parametrize("name", ["int3_g32", "int2_g32_offset", "ternary_channel"])
+def test_learned_steps_learn(name: str, learned: Any) -> None:
+    model = model_of(name, learned.masters, learn_steps=True)
+    report = run(model, steps=40, learning_rate=2e-3)
+    before, after = report.held_out[0][1], report.held_out[-1][1]
+    assert (before - after) / (before - held_out(learned)) > 0.5
+    factors = torch.cat([factor.detach().flatten() for factor in model.factors.values()])
+    assert 0 < (factors - 1).abs().max().item() < 0.2  # shares of the start, as the rate says
+    prepared = model.prepared()
+    for role, tensor in model.convert().items():
+        assert torch.equal(prepared[role].detach(), torch.from_numpy(tensor.dequantize()))
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not() -> None:
@@ -120,23 +133,28 @@ def killer(at: int) -> Any:
     return on_step
 
 
-@pytest.mark.parametrize("patience", [0, 3])
-def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path, patience: int) -> None:
+@pytest.mark.parametrize(("patience", "learn_steps"), [(0, False), (3, False), (3, True)])
+def test_a_killed_run_resumes_to_the_same_weights(
+    tmp_path: Path, patience: int, learn_steps: bool
+) -> None:
     config = {
         "steps": 9, "warmup": 2, "weight_decay": 0.1, "evaluate_every": 2, "checkpoint_every": 3,
         "accumulate": 2, "patience": patience,
     }  # fmt: skip
-    whole, broken = model_of("int4_g32"), model_of("int4_g32")
+    whole, broken = (
+        model_of("int4_g32", learn_steps=learn_steps),
+        model_of("int4_g32", learn_steps=learn_steps),
+    )
     expected = run(whole, **config)
     with pytest.raises(Killed):
         run(broken, tmp_path / "run", killer(5), **config)
-    resumed = model_of("int4_g32")
+    resumed = model_of("int4_g32", learn_steps=learn_steps)
     steps: list[int] = []
     report = run(resumed, tmp_path / "run", lambda step, loss: steps.append(step), **config)
     assert steps == [4, 5, 6, 7, 8, 9]  # from the checkpoint of step 3
     assert_equal(weights_of(resumed), weights_of(whole))
     assert report == expected
-    again = model_of("int4_g32")
+    again = model_of("int4_g32", learn_steps=learn_steps)
     assert run(again, tmp_path / "run", killer(10), **config) == expected  # nothing left to do
     assert_equal(weights_of(again), weights_of(whole))
 
@@ -189,6 +207,8 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
         run(model_of("int4_g32"), tmp_path, steps=2, learning_rate=1e-3)
     with pytest.raises(UserError, match="another recipe: formats"):
         run(model_of("int8_g32"), tmp_path, steps=2)
+    with pytest.raises(UserError, match="another recipe: weights"):
+        run(model_of("int4_g32", tiny_masters(tiny_spec(), seed=1)), tmp_path, steps=2)
     assert (tmp_path / "state.json").read_bytes() == before
 
 

@@ -37,10 +37,11 @@ class Grid(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class IntegerGrid:
-    """Units low .. high, half to even."""
+    """Units low .. high, half to even. Ratios up to `edge` beyond them count as inside."""
 
     low: int
     high: int
+    edge: float = 0.0
 
     @classmethod
     def symmetric(cls, num_bits: int) -> IntegerGrid:
@@ -59,10 +60,11 @@ class IntegerGrid:
         return float(self.high)
 
     def units(self, ratio: Tensor) -> Tensor:
-        return torch.clamp(torch.round(ratio), self.low, self.high)
+        # the sum turns -0 into +0, as subtracting a stored zero point does
+        return torch.clamp(torch.round(ratio), self.low, self.high) + 0.0
 
     def inside(self, ratio: Tensor) -> Tensor:
-        return (ratio >= self.low) & (ratio <= self.high)
+        return (ratio >= self.low - self.edge) & (ratio <= self.high + self.edge)
 
 
 @dataclass(frozen=True, slots=True)

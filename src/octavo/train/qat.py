@@ -24,6 +24,7 @@ from octavo.io.weights import WeightSource
 from octavo.spec.decoder import AttentionSpec, DecoderSpec, Role
 from octavo.spec.graph import head_role, linear_roles
 from octavo.train.formats import check_trainable, convert_weight, fake_quantize_weight
+from octavo.train.learned import convert_learned, first_steps, learned_weight
 
 I64 = npt.NDArray[np.int64]
 
@@ -35,10 +36,16 @@ class QatModel:
     formats  the number format of each; embedding and linear weights are rounded to theirs, norms,
              biases and routers stay as they are
     options  the roundings of activations and of keys and values that the forward simulates
+    factors  with `learn_steps`, what the steps of coded roles were multiplied with since the start
     """
 
     def __init__(
-        self, spec: DecoderSpec, masters: Weights, formats: Formats, options: ReferenceOptions
+        self,
+        spec: DecoderSpec,
+        masters: Weights,
+        formats: Formats,
+        options: ReferenceOptions,
+        learn_steps: bool = False,
     ) -> None:
         self.spec, self.formats, self.options = spec, formats, options
         self.coded = frozenset({Role("embed"), *linear_roles(spec)})
@@ -46,22 +53,38 @@ class QatModel:
         self.masters = {
             role: w.detach().float().clone().requires_grad_() for role, w in masters.items()
         }
+        self._steps = self._first_steps() if learn_steps else {}
+        self.factors = {
+            role: torch.ones_like(s).requires_grad_() for role, s in self._steps.items()
+        }
         self._decoder = ReferenceDecoder(spec, {}, formats, options)
 
     @classmethod
-    def load(cls, source: WeightSource, spec: DecoderSpec, options: ReferenceOptions) -> QatModel:
+    def load(
+        cls,
+        source: WeightSource,
+        spec: DecoderSpec,
+        options: ReferenceOptions,
+        learn_steps: bool = False,
+    ) -> QatModel:
         """Masters from the source; `options.format` and `options.keep` name the formats to train in
-        ("source": those that the weights have). Format "fp32" is plain training.
+        ("source": those that the weights have). Format "fp32" is plain training. `learn_steps`
+        trains the steps too (`octavo.train.learned`), of all coded weights but plain floats.
 
-        Raises FormatError for a format without a straight-through rule or that a shape can't take,
-        ModelFileError for a missing or misshapen tensor.
+        Raises FormatError for a format without a straight-through rule or learned step, or that a
+        shape can't take, and ModelFileError for a missing or misshapen tensor.
         """
         masters, formats = load_weights(source, spec, replace(options, format="source", keep=()))
         for role in {Role("embed"), *linear_roles(spec)}:
             wanted = wanted_format(role, head_role(spec), options)
             if wanted != "source":
                 formats[role] = NumberFormat.parse(wanted)
-        return cls(spec, masters, formats, options)
+        return cls(spec, masters, formats, options, learn_steps)
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Everything that is trained, by name."""
+        steps = {f"{role} steps": factor for role, factor in self.factors.items()}
+        return {str(role): master for role, master in self.masters.items()} | steps
 
     def prepared(self) -> Weights:
         """The weights as they will be served, with gradients that reach the masters.
@@ -87,11 +110,7 @@ class QatModel:
     def convert(self) -> dict[Role, QuantizedTensor]:
         """What is stored of every coded role: `dequantize()` is `prepared()`, bit for bit."""
         with torch.no_grad():
-            return {
-                role: convert_weight(self.masters[role], self.formats[role])
-                for role in self.masters
-                if role in self.coded
-            }
+            return {role: self._converted(role) for role in self.masters if role in self.coded}
 
     def kept(self) -> dict[Role, npt.NDArray[np.float32]]:
         """Norms, biases and routers, which stay in fp32."""
@@ -111,11 +130,29 @@ class QatModel:
         if role not in self.coded:
             return master
         try:
+            if role in self._steps:
+                steps = self._steps[role] * self.factors[role]
+                return learned_weight(master, steps, self.formats[role])
             return fake_quantize_weight(master, self.formats[role])
         except NumericsError as error:
             raise NumericsError(f"{role}: {error}") from error
         except FormatError as error:
             raise FormatError(f"{role}: {error}") from error
+
+    def _converted(self, role: Role) -> QuantizedTensor:
+        master, format = self.masters[role], self.formats[role]
+        if role in self._steps:
+            return convert_learned(master, self._steps[role] * self.factors[role], format)
+        return convert_weight(master, format)
+
+    def _first_steps(self) -> Weights:
+        steps = {}
+        for role in (r for r in self.masters if r in self.coded and not self.formats[r].plain):
+            try:
+                steps[role] = first_steps(self.masters[role], self.formats[role])
+            except FormatError as error:
+                raise FormatError(f"{role}: {error}") from error
+        return steps
 
     def _with(self, weights: Weights) -> ReferenceDecoder:
         self._decoder.weights = weights

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -97,7 +98,9 @@ class Trainer:
     ) -> None:
         self.model, self.corpus, self.config = model, corpus, config
         self._directory, self._on_step = directory, on_step
-        self._optimizer = _adamw(model.masters, config)
+        self._parameters = model.parameters()
+        self._optimizer = _adamw(self._parameters, config)
+        self._start = _digest(self._parameters) if directory else ""
         self._step = 0
         self._train: list[tuple[int, float]] = []
         self._held_out: list[tuple[int, float]] = []
@@ -182,13 +185,14 @@ class Trainer:
         raise self._broken(f"the loss is {loss.item()}, first wrong in the output of {where}")
 
     def _clip(self) -> None:
-        masters = self.model.masters
-        norm = torch.nn.utils.clip_grad_norm_(masters.values(), self.config.clip or math.inf)
+        norm = torch.nn.utils.clip_grad_norm_(
+            self._parameters.values(), self.config.clip or math.inf
+        )
         if torch.isfinite(norm):
             return
-        for role, master in masters.items():
-            if master.grad is not None and not torch.isfinite(master.grad).all():
-                raise self._broken(f"the gradient of {role} is not finite")
+        for name, parameter in self._parameters.items():
+            if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+                raise self._broken(f"the gradient of {name} is not finite")
         raise self._broken("the gradient's norm is not finite")
 
     def _broken(self, what: str) -> NumericsError:
@@ -203,7 +207,7 @@ class Trainer:
         if not math.isfinite(loss):
             raise self._broken(f"the held-out loss is {loss}")
         if self.config.patience and all(loss < point[1] for point in self._held_out):
-            self._best = {str(r): w.detach().clone() for r, w in self.model.masters.items()}
+            self._best = {name: w.detach().clone() for name, w in self._parameters.items()}
         self._held_out.append((self._step, loss))
 
     def _exhausted(self) -> bool:
@@ -215,11 +219,11 @@ class Trainer:
     def _save(self) -> None:
         if self._directory is None:
             return
-        tensors = {f"master/{role}": w for role, w in self.model.masters.items()}
+        tensors = {f"master/{name}": w for name, w in self._parameters.items()}
         tensors |= {f"best/{name}": w for name, w in self._best.items()}
-        for role, master in self.model.masters.items():
-            state = self._optimizer.state.get(master, {})
-            tensors |= {f"{name}/{role}": x for name, x in state.items()}
+        for name, parameter in self._parameters.items():
+            state = self._optimizer.state.get(parameter, {})
+            tensors |= {f"{kind}/{name}": x for kind, x in state.items()}
         arrays = {name: x.detach().cpu().numpy() for name, x in tensors.items()}
         checkpoint = Checkpoint(self._step, arrays, tuple(self._train), tuple(self._held_out))
         save(self._directory, checkpoint, self._recipe())
@@ -233,16 +237,16 @@ class Trainer:
         tensors = {name: torch.from_numpy(x) for name, x in found.tensors.items()}
         self._restore(_under("master", tensors))
         self._best = _under("best", tensors)
-        for role, master in self.model.masters.items():
+        for name, parameter in self._parameters.items():
             kinds = ("step", "exp_avg", "exp_avg_sq")
-            state = {k: tensors[f"{k}/{role}"] for k in kinds if f"{k}/{role}" in tensors}
+            state = {k: tensors[f"{k}/{name}"] for k in kinds if f"{k}/{name}" in tensors}
             if state:
-                self._optimizer.state[master] = state
+                self._optimizer.state[parameter] = state
 
     def _restore(self, named: dict[str, Tensor]) -> None:
         with torch.no_grad():
-            for role, master in self.model.masters.items():
-                master.copy_(named[str(role)])
+            for name, parameter in self._parameters.items():
+                parameter.copy_(named[name])
 
     def _recipe(self) -> dict[str, object]:
         model = self.model
@@ -250,6 +254,8 @@ class Trainer:
             **asdict(self.config),
             "context": self.corpus.context,
             "text": self.corpus.digest(),
+            "weights": self._start,
+            "learn_steps": bool(model.factors),
             "activations": model.options.activations,
             "kv_format": model.options.kv_format,
             "formats": {
@@ -258,14 +264,23 @@ class Trainer:
         }
 
 
-def _adamw(masters: Weights, config: TrainConfig) -> torch.optim.AdamW:
-    matrices = [w for w in masters.values() if w.ndim > 1]
-    vectors = [w for w in masters.values() if w.ndim < 2]
+def _adamw(parameters: dict[str, Tensor], config: TrainConfig) -> torch.optim.AdamW:
+    matrices = [w for w in parameters.values() if w.ndim == 2]
+    others = [w for w in parameters.values() if w.ndim != 2]  # norms, biases, factors of steps
     groups = [
         {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": others, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2))
+
+
+def _digest(parameters: dict[str, Tensor]) -> str:
+    """A hash of the weights that a run begins with."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(parameters.items()):
+        digest.update(name.encode())
+        digest.update(parameter.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _under(kind: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
