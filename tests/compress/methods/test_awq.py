@@ -11,10 +11,10 @@ from torch import Tensor
 
 from octavo.compress.base import BlockView, LinearStats
 from octavo.compress.methods.awq import Awq, loss, mean_abs, outputs
-from octavo.core.errors import ConfigError, NumericsError
+from octavo.core.errors import ConfigError
 from octavo.formats import rtn
 from octavo.formats.number_format import NumberFormat
-from octavo.spec.decoder import DecoderSpec, Role
+from octavo.spec.decoder import DecoderSpec, Part, Role
 from octavo.spec.graph import FoldEdge
 from support.toy_block import ToyBlock, stats_from, toy_block, toy_hidden, toy_spec, toy_stats
 
@@ -142,9 +142,21 @@ def test_mean_abs_weighs_experts_by_their_tokens() -> None:
     assert torch.allclose(mean_abs(stats), torch.tensor([2.0, 1.0]))
 
 
-def test_an_edge_without_tokens_is_an_error() -> None:
-    with pytest.raises(NumericsError, match="no calibration token"):
-        Awq().best(FoldEdge(UP, (DOWN,)), Linear(torch.ones(4, 4)), {DOWN: LinearStats()}, INT3)
+@pytest.mark.parametrize("part", ["q", "k", "v", "gate", "up", "down"])
+def test_one_reader_to_encode_is_enough(part: Part) -> None:
+    block, hidden = toy_block(toy_spec(), 1, LOUD), toy_hidden(6, 2)
+    role = Role(part, 0)
+    only = {role: toy_stats(block, hidden)[role], Role("o", 0): LinearStats()}
+    (fold,) = Awq().plan(block, only, INT3)
+    assert role in fold.consumers
+    plain = loss_of(torch.ones_like(fold.scale), block, {role: only[role]}, INT3)
+    assert loss_of(fold.scale, block, {role: only[role]}, INT3) < plain
+
+
+def test_readers_of_one_module_count_once() -> None:
+    block, hidden = toy_block(toy_spec(), 1), toy_hidden(2, 2)
+    stats = toy_stats(block, hidden)
+    assert len(outputs(block, stats, {})) == 4
 
 
 def test_options_are_checked() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from octavo.compress.base import LinearStats
 from octavo.compress.methods.smoothquant import SmoothQuant
-from octavo.core.errors import ConfigError, NumericsError
+from octavo.core.errors import ConfigError
 from octavo.formats.number_format import NumberFormat
 from octavo.formats.rtn import fake_quantize
 from octavo.spec.decoder import Role
@@ -119,11 +119,15 @@ def test_experts_share_one_scale_and_the_router_follows() -> None:
     assert torch.allclose(mlp.scale, (max_X / torch.stack(readers).amax(0)).sqrt(), rtol=4 * ULP)
 
 
-def test_a_norm_that_no_token_passes_is_an_error() -> None:
+def test_norms_without_a_reader_to_encode_are_left_alone() -> None:
     block = toy_block(toy_spec(), 0)
-    stats = dict.fromkeys((Role("q", 0), Role("k", 0), Role("v", 0)), LinearStats())
-    with pytest.raises(NumericsError, match="no calibration token"):
-        SmoothQuant().plan(block, stats, INT8)
+    stats = toy_stats(block, toy_hidden(3, 1))
+    only = {Role("v", 0): stats[Role("v", 0)], Role("up", 0): LinearStats()}
+    (fold,) = SmoothQuant().plan(block, only, INT8)
+    assert fold.consumers == tuple(Role(part, 0) for part in ("q", "k", "v"))
+    absmax = stats[Role("v", 0)].absmax
+    assert absmax is not None
+    assert torch.equal(fold.scale, SmoothQuant().scale(absmax, shared_max(block, "v")))
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.5, float("nan")])

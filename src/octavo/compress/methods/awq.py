@@ -11,25 +11,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from octavo.compress.base import BlockView, LinearStats, Needs, ScaleFold
-from octavo.core.errors import ConfigError, NumericsError
+from octavo.core.errors import ConfigError
 from octavo.formats.number_format import NumberFormat
 from octavo.formats.rtn import fake_quantize
 from octavo.spec.decoder import Part, Role
 from octavo.spec.graph import FoldEdge, fold_edges
 
-_INSPECTED: tuple[Part, ...] = ("q", "gate", "o", "down")
+_INSPECTED: Mapping[Part, Part] = MappingProxyType({"k": "q", "v": "q", "up": "gate"})
 
 
 @dataclass(frozen=True, slots=True)
 class Awq:
     """Transform of every fold edge: norm to q, k, v; v to o; norm to gate, up; up to down. With
-    grouped queries, where the authors skip v to o, heads that read one value head get one scale.
+    grouped queries, where the authors skip v to o, heads that read one value head get one scale. An
+    edge is left alone when no reader is to be encoded, or no calibration token reached one.
 
     points   of the grid alpha = 0, 1 / points, ... below 1. Alpha = 0 is rounding without scales:
              on the calibration samples the result is never worse.
@@ -46,8 +48,9 @@ class Awq:
     def plan(
         self, block: BlockView, stats: Mapping[Role, LinearStats], target: NumberFormat
     ) -> Sequence[ScaleFold]:
-        edges = fold_edges(block.spec, block.layer)
-        folds = [self.best(edge, block, stats, target) for edge in edges]
+        seen = {role: found for role, found in stats.items() if found.tokens}
+        edges = (e for e in fold_edges(block.spec, block.layer) if seen.keys() & set(e.targets))
+        folds = [self.best(edge, block, seen, target) for edge in edges]
         return [fold for fold in folds if (fold.scale != 1).any()]
 
     def best(
@@ -57,10 +60,8 @@ class Awq:
         stats: Mapping[Role, LinearStats],
         target: NumberFormat,
     ) -> ScaleFold:
-        """The scale of least loss for one edge. Raises NumericsError when no token was seen."""
-        seen = {role: stats[role] for role in edge.targets if role in stats and stats[role].tokens}
-        if not seen:
-            raise NumericsError(f"awq: no calibration token reaches {edge.targets[0]}; use more")
+        """The scale of least loss for one edge, by those of its readers that have statistics."""
+        seen = {role: stats[role] for role in edge.targets if role in stats}
         s_X = shared(edge, mean_abs(list(seen.values())))
         scales = [self.scale(s_X, i / self.points) for i in range(self.points)]
         wanted = outputs(block, seen, {})
@@ -92,8 +93,9 @@ def outputs(
     block: BlockView, stats: Mapping[Role, LinearStats], weights: Mapping[Role, Tensor]
 ) -> list[Tensor]:
     """What the modules around the readers compute for the samples, with some weights replaced."""
-    samples = [(role, stats[role].samples) for role in stats if role.part in _INSPECTED]
-    return [block.output(role, x, weights) for role, x in samples if x is not None]
+    modules = {(_INSPECTED.get(role.part, role.part), role.expert): role for role in stats}
+    inputs = [(role, stats[role].samples) for role in modules.values()]
+    return [block.output(role, x, weights) for role, x in inputs if x is not None]
 
 
 def loss(

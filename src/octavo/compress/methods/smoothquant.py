@@ -14,7 +14,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from octavo.compress.base import BlockView, LinearStats, Needs, ScaleFold
-from octavo.core.errors import ConfigError, NumericsError
+from octavo.core.errors import ConfigError
 from octavo.formats.number_format import NumberFormat
 from octavo.spec.decoder import Role
 from octavo.spec.graph import FoldEdge, fold_edges
@@ -29,7 +29,8 @@ class SmoothQuant:
     alpha    0.5 suits most models; more where outliers are stronger (the paper: 0.75 for GLM-130B).
 
     max|W_j| runs over all quantized linears that share the input: a router, which stays in fp32,
-    only follows. An input that was never other than 0 is left alone.
+    only follows. An input that was never other than 0 is left alone, and so is a norm of whose
+    readers none is to be encoded.
     """
 
     needs: ClassVar[Needs] = Needs.ABSMAX
@@ -43,8 +44,9 @@ class SmoothQuant:
     def plan(
         self, block: BlockView, stats: Mapping[Role, LinearStats], target: NumberFormat
     ) -> Sequence[ScaleFold]:
-        behind_norms = (e for e in fold_edges(block.spec, block.layer) if is_norm(e.source))
-        return [self._fold(edge, block, stats) for edge in behind_norms]
+        seen = {role: found for role, found in stats.items() if found.tokens}
+        edges = (e for e in fold_edges(block.spec, block.layer) if seen.keys() & set(e.targets))
+        return [self._fold(edge, block, seen) for edge in edges if is_norm(edge.source)]
 
     def scale(self, max_X: Tensor, max_W: Tensor) -> Tensor:
         """s of eq. 4."""
@@ -54,9 +56,7 @@ class SmoothQuant:
     def _fold(
         self, edge: FoldEdge, block: BlockView, stats: Mapping[Role, LinearStats]
     ) -> ScaleFold:
-        linears = [role for role in edge.targets if role in stats and stats[role].tokens]
-        if not linears:
-            raise NumericsError(f"smoothquant: no calibration token reaches {edge.targets[0]}")
+        linears = [role for role in edge.targets if role in stats]
         max_X = largest([x for role in linears if (x := stats[role].absmax) is not None])
         max_W = largest([block.weight(role).abs().amax(0) for role in linears])
         return ScaleFold(edge.source, edge.targets, self.scale(max_X, max_W))
