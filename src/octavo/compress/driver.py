@@ -7,6 +7,7 @@ and writes the stage down. Only one block's weights and one sequence's activatio
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -92,15 +93,22 @@ def plan(recipe: Recipe, spec: DecoderSpec) -> Plan:
                 f"embed has no inputs to gather statistics of, and {steps[role].method} needs them;"
                 " select embed with rtn in a later step"
             )
-    return Plan(spec, recipe, steps, encoders, tuple(_transforms(recipe, spec)))
+    return Plan(spec, recipe, steps, encoders, tuple(_transforms(recipe, spec, steps)))
 
 
 def _transforms(
-    recipe: Recipe, spec: DecoderSpec
+    recipe: Recipe, spec: DecoderSpec, steps: Mapping[Role, Step]
 ) -> Iterator[tuple[Step, Transform, frozenset[Role]]]:
     for step in recipe.steps:
         if METHODS.get(step.method).kind == "transform":
-            yield step, build_transform(step.method, step.options), frozenset(selected(spec, step))
+            chosen = selected(spec, step)
+            for role in chosen:
+                if role not in steps:
+                    raise ConfigError(
+                        f"{step.method} prepares {role_name(role)} for an encoder, and no step "
+                        "encodes it; select only what is encoded"
+                    )
+            yield step, build_transform(step.method, step.options), frozenset(chosen)
 
 
 class Driver:
@@ -241,7 +249,13 @@ class Driver:
                 continue
             assert self._tokens is not None
             view = View(self._spec, layer, self._tokens.shape[1], weights)
-            for fold in transform.plan(view, seen, self._target(mine)):
+            try:
+                folds = transform.plan(view, seen, self._target(mine))
+            except NumericsError as error:
+                where = f"layers.{layer}"
+                reports.append(FoldReport(where, step.method, False, None, None, str(error)))
+                continue
+            for fold in folds:
                 weights, stats, report = self._folded(layer, weights, stats, fold, step.method)
                 reports.append(report)
         return weights, stats, reports
@@ -254,12 +268,13 @@ class Driver:
         try:
             after = {**weights, **folded(self._spec, layer, weights, fold)}
         except NumericsError as error:
-            return weights, stats, FoldReport(name, method, False, 0.0, 0.0, str(error))
+            return weights, stats, FoldReport(name, method, False, None, None, str(error))
         sample = torch.from_numpy(next(self._hidden(layer).read())[:_CHECKED_TOKENS])
         same, gap, tolerance = unchanged(self._spec, layer, weights, after, sample)
         if not same:
             reason = "the block's output moved by more than rounding"
-            return weights, stats, FoldReport(name, method, False, gap, tolerance, reason)
+            report = FoldReport(name, method, False, _finite(gap), _finite(tolerance), reason)
+            return weights, stats, report
         edge = next(e for e in fold_edges(self._spec, layer) if e.source == fold.producer)
         scaled = {role: rescaled(s, fold.scale.float()) if role in edge.targets else s
                   for role, s in stats.items()}  # fmt: skip
@@ -269,15 +284,9 @@ class Driver:
         """The format that most of these weights will have."""
         sizes: dict[str, int] = {}
         for role in chosen:
-            if role in self._plan.steps:
-                rows, width = role_shape(self._spec, role)
-                name = self._plan.steps[role].format
-                sizes[name] = sizes.get(name, 0) + rows * width
-        if not sizes:
-            raise ConfigError(
-                f"a transform prepares {role_name(chosen[0])} for an encoder, and no step encodes "
-                "it; select only what is encoded"
-            )
+            rows, width = role_shape(self._spec, role)
+            name = self._plan.steps[role].format
+            sizes[name] = sizes.get(name, 0) + rows * width
         return NumberFormat.parse(max(sizes, key=lambda name: sizes[name]))
 
     def _store(
@@ -321,6 +330,8 @@ class Driver:
         step, encoder = self._plan.steps[role], self._plan.encoders[role]
         method, reason = step.method, ""
         try:
+            if role.part in getattr(encoder, "skips", ()):
+                raise NumericsError(f"{method} is not for {role.part}")
             if encoder.needs and not stats.tokens:
                 raise NumericsError("no calibration token reached it")
             tensor = encoder.encode(weight, step.target, stats)
@@ -355,10 +366,16 @@ def _measured(
         weight_error=_ratio(lost.square().sum(), weight.square().sum()),
         output_error=None
         if stats.hessian is None
-        else _ratio((lost @ stats.hessian * lost).sum(), (weight @ stats.hessian * weight).sum()),
+        else _finite(
+            _ratio((lost @ stats.hessian * lost).sum(), (weight @ stats.hessian * weight).sum())
+        ),
         fallback=reason,
     )
 
 
 def _ratio(part: Tensor, whole: Tensor) -> float:
     return float(part / whole) if float(whole) > 0 else 0.0
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

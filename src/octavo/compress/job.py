@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from octavo.compress.quality import HeldOut, Quality, measure
 from octavo.compress.recipe import Recipe
 from octavo.compress.report import CompressionReport
 from octavo.compress.state import Stage, WorkDirectory
-from octavo.core.errors import UserError
+from octavo.core.errors import NumericsError, ResourceError, UserError
 from octavo.io.checkpoint import OpenModel, open_model
 from octavo.spec.graph import role_shape, roles
 
@@ -60,7 +61,8 @@ def compress(
         resolved = plan(recipe, opened.spec)
         files = model_files(opened)
         work = WorkDirectory(partial(out), _identity(recipe, material, files))
-        Driver(opened.source, resolved, material.tokens, work).run(progress)
+        with _clearing(work):
+            Driver(opened.source, resolved, material.tokens, work).run(progress)
         stages = [work.read(name) for name in resolved.stages()]
         report = _report(opened, resolved, stages)
         finished = work.path / "artifact"
@@ -112,6 +114,18 @@ def check_output(out: Path) -> None:
 def partial(out: Path) -> Path:
     """Where the work goes on until it is done."""
     return out.with_name(f".{out.name}.partial")
+
+
+@contextmanager
+def _clearing(work: WorkDirectory) -> Iterator[None]:
+    """What can't succeed when it is repeated leaves nothing behind; all else can be resumed."""
+    try:
+        yield
+    except ResourceError:
+        raise
+    except (UserError, NumericsError):
+        work.remove()
+        raise
 
 
 def _identity(

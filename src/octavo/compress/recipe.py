@@ -166,24 +166,17 @@ def from_flags(
     seed: int = 0,
 ) -> Recipe:
     """The recipe of `--method M --format F --keep PART=F`: M on the blocks, round to nearest on
-    embedding and head, exceptions last. M may be a transform, whose weights are then rounded."""
-    steps = []
-    if METHODS.get(method).kind == "transform":
-        steps = [Step(method), Step("rtn", format, ALL)]
-    elif method == "rtn":
-        steps = [Step("rtn", format, ALL)]
-    else:
-        steps = [Step("rtn", format, ALL), Step(method, format)]
+    embedding and head, exceptions last. After a transform comes the encoder it goes with."""
+    row = METHODS.get(method)
+    encoder = method if row.kind == "encode" else row.encoder
+    steps = [Step(method)] if row.kind == "transform" else []
+    steps.append(Step("rtn", format, ALL))
+    if encoder != "rtn":
+        steps.append(Step(encoder, format))
     for part, kept in keep:
-        blocks = part not in ("embed", "head") and METHODS.get(method).kind == "encode"
-        steps.append(Step(method if blocks and kept != "source" else "rtn", _kept(kept), (part,)))
+        outside = part in ("embed", "head") or NumberFormat.parse(kept).plain
+        steps.append(Step("rtn" if outside else encoder, kept, (part,)))
     return Recipe(tuple(steps), calibration=calibration or Calibration(), seed=seed)
-
-
-def _kept(format: str) -> str:
-    if format == "source":
-        raise ConfigError("keep: say the format to keep, such as head=bf16 or head=fp32")
-    return format
 
 
 def assign(recipe: Recipe, spec: DecoderSpec) -> dict[Role, Step]:

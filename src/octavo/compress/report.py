@@ -14,6 +14,7 @@ class MatrixReport:
     bits          per weight, scales included
     weight_error  |W - Q|^2 / |W|^2
     output_error  tr(D H D^T) / tr(W H W^T) with D = W - Q, where the step asked for H; else None
+                  (as when it is no finite number)
     fallback      why another method than the step's encoded it; "" when none did
     """
 
@@ -29,13 +30,14 @@ class MatrixReport:
 @dataclass(frozen=True, slots=True)
 class FoldReport:
     """One scale that a transform moved. `gap`: how far the block's output moved in fp32, at most;
-    beyond `tolerance` the fold was rolled back (`applied` is False)."""
+    beyond `tolerance` the fold was rolled back (`applied` is False). None: no finite number, or
+    not looked at because of `reason`."""
 
     producer: str
     method: str
     applied: bool
-    gap: float
-    tolerance: float
+    gap: float | None
+    tolerance: float | None
     reason: str = ""
 
 

@@ -16,11 +16,15 @@ Kind = Literal["transform", "encode"]
 
 
 class Method(NamedTuple):
-    """A row of the table; `type` is "module:Class", a dataclass whose fields are its options."""
+    """A row of the table; `type` is "module:Class", a dataclass whose fields are its options.
+
+    encoder  of a transform: the one that its paper goes on with.
+    """
 
     name: str
     kind: Kind
     type: str
+    encoder: str = "rtn"
 
 
 METHODS = Registry(
@@ -28,6 +32,11 @@ METHODS = Registry(
     (
         Method("rtn", "encode", "octavo.compress.methods.rtn:Rtn"),
         Method("gptq", "encode", "octavo.compress.methods.gptq:Gptq"),
+        Method("hqq", "encode", "octavo.compress.methods.hqq:Hqq"),
+        Method("kmeans", "encode", "octavo.compress.methods.kmeans:KMeans"),
+        Method("awq", "transform", "octavo.compress.methods.awq:Awq", "awq_clip"),
+        Method("awq_clip", "encode", "octavo.compress.methods.awq_clip:AwqClip"),
+        Method("smoothquant", "transform", "octavo.compress.methods.smoothquant:SmoothQuant"),
     ),
     lambda method: method.name,
 )

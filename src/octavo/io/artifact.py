@@ -35,8 +35,8 @@ QUANT_METHOD = "octavo"
 MANIFEST = "octavo.json"
 MANIFEST_FORMAT = 1
 
-_PLAIN_TYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 _DTYPES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F8_E4M3": "e4m3", "F8_E5M2": "e5m2"}
+_PLAIN_TYPES = {variant: name for name, variant in _DTYPES.items()}
 _HASHED = 1 << 22  # bytes at a time
 
 
@@ -125,8 +125,8 @@ class ArtifactView:
             raise damaged(where, f"tensor {self.name!r}", str(error).rstrip(".")) from error
 
     def raw(self, start: int, stop: int) -> RawBlocks:
-        """Plain floats as stored; all else dequantized, for no block type has these codes."""
-        if self.format.plain:
+        """Wide floats as stored; all else dequantized, for no block type has these codes."""
+        if self.format.plain and self.format.bits > 8:
             rows = self._parts["codes"].rows()
             return RawBlocks(_PLAIN_TYPES[self.format.variant], rows[start:stop])
         return RawBlocks("F32", self.float32(start, stop).view(np.uint8))

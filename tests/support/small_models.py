@@ -1,0 +1,42 @@
+"""Model files whose activations stay of order one, so that quantizing them means something."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from octavo.compress.job import Material
+from octavo.compress.quality import HeldOut
+from support import model_files
+from support.model_files import MODELS, VOCAB, Weights
+
+
+def small_weights(name: str, seed: int = 0) -> Weights:
+    """Matrices of variance 1 / inputs, norms near 1."""
+    model = MODELS[name]
+    found = model_files.weights(model, seed)
+    return {
+        key: w / np.sqrt(np.float32(w.shape[1]))
+        if w.ndim == 2
+        else np.float32(1 - model.norm_add) * ("norm" in key) + np.float32(0.1) * w
+        for key, w in found.items()
+    }
+
+
+def small_model(name: str, directory: Path, seed: int = 0) -> Path:
+    """A Hugging Face directory without a tokenizer."""
+    return model_files.write_hf(directory, MODELS[name], small_weights(name, seed))
+
+
+def tokens(count: int, length: int, seed: int = 0) -> npt.NDArray[np.int64]:
+    """Calibration sequences of random tokens."""
+    return np.random.default_rng(seed).integers(0, VOCAB, (count, length))
+
+
+def material(count: int = 4, length: int = 24, measured: int = 0) -> Material:
+    """Random calibration tokens, and a held-out text of `measured` tokens where that is not 0."""
+    text = tuple(tokens(1, measured, 9)[0].tolist())
+    held = (HeldOut("random", text),) if measured else ()
+    return Material(tokens(count, length) if count else None, held, "random")
