@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +81,20 @@ def test_zero_steps_change_nothing(learned: Any) -> None:
 def test_qat_wins_back_what_rounding_lost(name: str, learned: Any) -> None:
     full = held_out(learned)
     model = model_of(name, learned.masters, activations="auto", kv_format="bf16")
-    report = run(model, steps=60, learning_rate=2e-3)
+    report = run(model, steps=40, learning_rate=2e-3)
     before, after = report.held_out[0][1], report.held_out[-1][1]
     assert before > full + 0.05  # rounding to nearest loses something,
     assert (before - after) / (before - full) > 0.5  # and training wins back more than half
     assert held_out(model) == after
+
+
+@pytest.mark.parametrize("name", ["int3_g32", "int2_g32"])
+def test_qat_beats_rounding_after_as_much_training(name: str, learned: Any) -> None:
+    """The control: equal steps in fp32, rounded at the end."""
+    plain, quantized = model_of("fp32", learned.masters), model_of(name, learned.masters)
+    run(plain, steps=30, learning_rate=2e-3)
+    run(quantized, steps=30, learning_rate=2e-3)
+    assert held_out(quantized) < held_out(model_of(name, plain.masters))
 
 
 @pytest.mark.parametrize("name", ["int3_g32", "int2_g32_offset", "ternary_channel"])
@@ -157,6 +169,41 @@ def test_a_killed_run_resumes_to_the_same_weights(
     again = model_of("int4_g32", learn_steps=learn_steps)
     assert run(again, tmp_path / "run", killer(10), **config) == expected  # nothing left to do
     assert_equal(weights_of(again), weights_of(whole))
+
+
+_CHILD = """
+import sys
+from pathlib import Path
+import torch
+from octavo.train import TrainConfig, Trainer
+sys.path.insert(0, sys.argv[1])
+import test_trainer
+torch.set_num_threads(1)
+config = TrainConfig(**{**test_trainer.FAST, "steps": 8, "checkpoint_every": 1})
+model = test_trainer.model_of("int4_g32")
+tell = lambda step, loss: print(step, flush=True)
+Trainer(model, test_trainer.corpus(), config, Path(sys.argv[2]), tell).run()
+"""
+
+
+def test_a_process_killed_outright_leaves_a_run_that_resumes(tmp_path: Path) -> None:
+    here = Path(__file__).parent
+    command = [sys.executable, "-c", _CHILD, str(here), str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here.parent), *sys.path])}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "1\n"
+        assert child.stdout.readline() == "2\n"
+        child.kill()
+    whole, resumed = model_of("int4_g32"), model_of("int4_g32")
+    expected = run(whole, steps=8, checkpoint_every=1)
+    steps: list[int] = []
+    report = run(
+        resumed, tmp_path, lambda step, loss: steps.append(step), steps=8, checkpoint_every=1
+    )
+    assert len(steps) <= 6  # what the child had finished is not done again
+    assert report == expected
+    assert_equal(weights_of(resumed), weights_of(whole))
 
 
 def test_early_stop_keeps_the_best_weights(tmp_path: Path, learned: Any) -> None:

@@ -7,11 +7,21 @@ import importlib
 # Imported when asked for (PEP 562): importing this package must not import torch.
 _EXPORTS = {
     "FakeQuantize": "octavo.train.modules",
+    "QatModel": "octavo.train.qat",
     "QuantizedLinear": "octavo.train.modules",
+    "TrainConfig": "octavo.train.trainer",
+    "Trainer": "octavo.train.trainer",
     "fake_quantize": "octavo.train.modules",
 }
 
-__all__ = ["FakeQuantize", "QuantizedLinear", "fake_quantize"]
+__all__ = [
+    "FakeQuantize",
+    "QatModel",
+    "QuantizedLinear",
+    "TrainConfig",
+    "Trainer",
+    "fake_quantize",
+]
 
 
 def __getattr__(name: str) -> object:

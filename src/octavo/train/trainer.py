@@ -292,8 +292,9 @@ def _under(kind: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _deterministic() -> Iterator[None]:
     """torch may otherwise add gradients of repeated tokens in the order of its threads."""
     before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
