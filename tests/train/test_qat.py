@@ -140,6 +140,12 @@ def test_tokens_outside_the_vocabulary_are_refused() -> None:
         model.logits(np.array([[1, 32]]), model.prepared())
 
 
+def test_windows_longer_than_the_model_are_refused() -> None:
+    model = model_of()
+    with pytest.raises(UserError, match="windows of 65 tokens exceed the model's 64 positions"):
+        model.loss(np.zeros((1, 66), np.int64), model.prepared())
+
+
 def test_a_broken_weight_is_named() -> None:
     model = model_of()
     with torch.no_grad():

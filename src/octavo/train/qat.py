@@ -94,7 +94,10 @@ class QatModel:
         return {role: self._prepared(role) for role in self.masters}
 
     def loss(self, tokens: I64, weights: Weights) -> Tensor:
-        """Mean negative log-likelihood, in nats per token, of windows int64 [b, context + 1]."""
+        """Mean negative log-likelihood, in nats per token, of windows int64 [b, context + 1].
+
+        Raises UserError for tokens or windows that the model can't take.
+        """
         logits = self.logits(tokens[:, :-1], weights)
         targets = torch.as_tensor(tokens[:, 1:].copy(), device=self.options.device)
         return F.cross_entropy(logits, targets.flatten())
@@ -159,6 +162,11 @@ class QatModel:
         return self._decoder
 
     def _check_tokens(self, tokens: I64) -> None:
+        if tokens.shape[1] > self.spec.max_positions:
+            raise UserError(
+                f"windows of {tokens.shape[1]} tokens exceed the model's "
+                f"{self.spec.max_positions} positions: cut them shorter"
+            )
         if tokens.min() < 0 or tokens.max() >= self.spec.vocab:
             raise UserError(
                 f"token {int(tokens.max())} is outside the model's vocabulary of "
