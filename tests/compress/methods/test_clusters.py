@@ -94,6 +94,24 @@ def test_no_more_clusters_than_values_is_exact() -> None:
     assert set(x) <= set(c)
 
 
+def test_the_mean_of_equal_values_is_that_value() -> None:
+    """Differences of running sums would be off by some units in the last place."""
+    x = np.repeat([-0.7, 0.1, 0.3], 1000)
+    w = np.random.default_rng(0).gamma(0.5, size=3000)
+    points, cuts = Points.of(x, w), np.array([0, 1000, 2000, 3000])
+    assert points.means(cuts, np.zeros(3)).tolist() == [-0.7, 0.1, 0.3]
+
+
+def test_an_outlier_does_not_make_the_summary_coarse() -> None:
+    x, w = drawn(512, 7)
+    x[-1] = 1e4
+    points = Points.of(x, w)
+    summary = points.summary(64)
+    assert len(summary.x) >= 32
+    c, _ = lloyd(points, optimal(summary, 8), 100)
+    assert error(x, w, c) <= 1.01 * least_error(x, w, 8)
+
+
 def test_values_go_to_the_nearest_centroid() -> None:
     points = Points.of(np.array([0.0, 1.0, 2.0, 3.0]), np.ones(4))
     c = np.array([0.0, 2.0])

@@ -181,6 +181,23 @@ def test_dead_inputs_become_zero_and_disturb_nothing() -> None:
     np.testing.assert_array_equal(made.steps(), rtn.encode(alive.numpy(), target).steps())
 
 
+def test_dead_inputs_leave_the_damping_alone() -> None:
+    """The size of the inputs is of no account, whatever stands on the diagonal of dead ones."""
+    X, W = correlated(200, 32, 10), weights(6, 32, 11).float()
+    X[:, [3, 17]] = 0
+    target = NumberFormat.parse("int4_channel")
+    loud, quiet = (Gptq().encode(W, target, stats_of(x)) for x in (X, X * 2.0**-10))
+    np.testing.assert_array_equal(loud.codes, quiet.codes)
+
+
+def test_pruned_weights_have_no_say_in_scales() -> None:
+    W, mask = weights(6, 32, 18).float(), torch.ones(6, 32, dtype=torch.bool)
+    W[:, 5], mask[:, 5] = 100.0, False
+    target = NumberFormat.parse("int4_g16")
+    made = Gptq().encode(W, target, stats_of(correlated(200, 32, 19)), mask)
+    np.testing.assert_array_equal(made.steps(), rtn.encode((W * mask).numpy(), target).steps())
+
+
 def test_inputs_that_are_all_dead() -> None:
     target = NumberFormat.parse("int4_channel")
     made = Gptq().encode(weights(4, 16, 0).float(), target, stats_of(torch.zeros(5, 16)))

@@ -52,6 +52,13 @@ def test_more_iterations_are_never_worse() -> None:
     np.testing.assert_array_equal(errors[0], lp(W, rtn.encode(W.numpy(), target)).sum())
 
 
+def test_letting_large_errors_stand_pays() -> None:
+    """With a tiny beta every error is shrunk to nothing, which leaves plain least squares."""
+    W, target = heavy_tailed(64, 256, 4), NumberFormat.parse("int3_g64_offset_sfp32")
+    shrinks, squares = (Hqq(beta=b).encode(W, target, NOTHING) for b in (10.0, 1e-9))
+    assert lp(W, shrinks).sum() < 0.995 * lp(W, squares).sum()
+
+
 def test_integer_zeros_lose_most_of_the_gain() -> None:
     """The negative control: rounding the zero points that HQQ found to integers."""
     W, target = heavy_tailed(64, 256, 2), NumberFormat.parse("int3_g64_offset_sfp32")
