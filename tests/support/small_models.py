@@ -10,7 +10,8 @@ import numpy.typing as npt
 from octavo.compress.job import Material
 from octavo.compress.quality import HeldOut
 from support import model_files
-from support.model_files import MODELS, VOCAB, Weights
+from support.model_files import HIDDEN, MODELS, VOCAB, Weights
+from support.tokenizers import byte_level_tokenizer, save_directory
 
 
 def small_weights(name: str, seed: int = 0) -> Weights:
@@ -28,6 +29,16 @@ def small_weights(name: str, seed: int = 0) -> Weights:
 def small_model(name: str, directory: Path, seed: int = 0) -> Path:
     """A Hugging Face directory without a tokenizer."""
     return model_files.write_hf(directory, MODELS[name], small_weights(name, seed))
+
+
+def talking_model(directory: Path) -> Path:
+    """A tied model with a byte-level tokenizer of as many tokens."""
+    tokenizer = byte_level_tokenizer()
+    weights, model = small_weights("qwen2"), MODELS["qwen2"]
+    table = np.random.default_rng(3).standard_normal((tokenizer.vocab_size, HIDDEN))
+    weights["model.embed_tokens.weight"] = (table / 8).astype(np.float32)
+    model_files.write_hf(directory, model, weights, vocab_size=tokenizer.vocab_size)
+    return save_directory(directory, tokenizer, bos_token="<|endoftext|>", add_bos_token=False)
 
 
 def tokens(count: int, length: int, seed: int = 0) -> npt.NDArray[np.int64]:

@@ -1,0 +1,149 @@
+"""`octavo compress` on a small model with a tokenizer: what it writes, prints and refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from octavo.cli.main import main
+from octavo.io.checkpoint import open_model
+from octavo.spec.graph import roles
+from support.small_models import small_model, talking_model
+
+WORDS = "An octavo is a sheet folded to an eighth of its size; hello, hello.\n"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    return str(talking_model(tmp_path / "m"))
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> str:
+    path = tmp_path / "text.txt"
+    path.write_text(WORDS * 30)
+    return str(path)
+
+
+def compress(*words: str) -> int:
+    return main(["compress", *words])
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert compress(*words) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("octavo: error: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+def asked(model: str, text: str, out: Path, *words: str) -> tuple[str, ...]:
+    short = ("--calibration", text, "--sequences", "4", "--length", "32", "--tokens", "200")
+    return (model, "-o", str(out), *short, *words)
+
+
+def test_flags_write_an_artifact_that_is_measured(
+    model: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    flags = ("--method", "gptq", "--format", "int4_g32", "--keep", "head=int8_g32", "--text", text)
+    assert compress(*asked(model, text, out, *flags, "--json")) == 0
+    printed: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert printed["quality"] == json.loads((out / "quality.json").read_text())
+    assert [found["text"] for found in printed["quality"]["texts"]] == ["text.txt", "text.txt"]
+    assert printed["quality"]["texts"][0]["tokens"] <= 200
+    with open_model(out) as opened:
+        formats = {str(opened.source.tensor(role).format) for role in roles(opened.spec)}
+    assert formats == {"int4_g32", "int8_g32", "fp32"}
+    assert main(["run", str(out), "hello", "--max-tokens", "3", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["formats"] == ["int4_g32", "int8_g32"]
+    assert main(["inspect", str(out)]) == 0
+    assert "int4_g32" in capsys.readouterr().out
+
+
+def test_the_text_output_says_size_formats_and_divergence(
+    model: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compress(*asked(model, text, tmp_path / "out", "--format", "int8_g32")) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "bits each" in lines[0]
+    assert "15 matrices as int8_g32 by rtn: 8.50 bits" in lines[1]
+    assert "native" in lines[2]
+    assert "text.txt: mean KL 0.0" in lines[3]
+
+
+def test_a_recipe_file_says_the_steps(
+    model: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("steps: [{method: rtn, format: int8_g32, select: ['layers.*.down']}]")
+    words = asked(model, text, tmp_path / "out", "--recipe", str(recipe))
+    assert compress(*words, "--json") == 0
+    report = json.loads(capsys.readouterr().out)["report"]
+    names = [m["name"] for stage in report["stages"] for m in stage["matrices"]]
+    assert names == ["layers.0.down", "layers.1.down"]
+
+
+def test_a_gate_that_fails_has_a_status_of_its_own(
+    model: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = asked(model, text, tmp_path / "out", "--format", "int2_g32", "--max-kl", "0.000001")
+    assert compress(*words) == 3
+    assert "exceeds --max-kl" in capsys.readouterr().err
+    assert (tmp_path / "out").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ((), "give --format"),
+        (("--format", "int4_g33x"), "not a number format"),
+        (("--format", "int4_g128"), "Groups that fit"),
+        (("--format", "int4_g32", "--method", "gptk"), "did you mean gptq"),
+        (("--format", "int4_g32", "--keep", "layers.9.q=bf16"), "matches no matrix"),
+        (("--format", "int4_g32", "--recipe", "r.yaml"), "leave --method"),
+        (("--recipe", "absent.yaml"), "absent.yaml"),
+        (("--format", "int4_g32", "--calibration", "absent.txt"), "absent.txt"),
+        (("--format", "int4_g32", "--text", "absent.txt"), "absent.txt"),
+        (("--format", "int4_g32", "--method", "gptq", "--sequences", "999"), "--sequences "),
+    ],
+)
+def test_what_is_refused_leaves_nothing(
+    words: tuple[str, ...],
+    expected: str,
+    model: str,
+    text: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert expected in refusal(capsys, *asked(model, text, tmp_path / "out", *words))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "text.txt"]
+
+
+@pytest.mark.parametrize(("content", "expected"), [(b"", "empty"), (b"\xff\xfe", "not UTF-8")])
+def test_texts_that_cannot_be_used_are_refused(
+    content: bytes, expected: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bad.txt"
+    path.write_bytes(content)
+    words = asked(model, str(path), tmp_path / "out", "--format", "int4_g32")
+    assert expected in refusal(capsys, *words)
+
+
+def test_an_output_that_exists_is_refused_before_anything_is_read(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").mkdir()
+    words = asked("no-such-model", text, tmp_path / "out", "--format", "int4_g32")
+    assert "exists: remove it" in refusal(capsys, *words)
+
+
+def test_a_model_without_a_tokenizer_is_refused(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    silent = str(small_model("llama", tmp_path / "silent"))
+    words = asked(silent, text, tmp_path / "out", "--format", "int4_g32")
+    assert "tokenizer.json" in refusal(capsys, *words)
