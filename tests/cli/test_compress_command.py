@@ -123,7 +123,10 @@ def test_what_is_refused_leaves_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "text.txt"]
 
 
-@pytest.mark.parametrize(("content", "expected"), [(b"", "empty"), (b"\xff\xfe", "not UTF-8")])
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [(b"", "empty"), (b"\xff\xfe", "not UTF-8"), (b"ab", "bad.txt: the text has 1 tokens")],
+)
 def test_texts_that_cannot_be_used_are_refused(
     content: bytes, expected: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

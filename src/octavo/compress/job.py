@@ -15,16 +15,18 @@ from octavo._version import __version__
 from octavo.compress import calibration
 from octavo.compress.artifact import add_quality, model_files, publish, write_artifact
 from octavo.compress.driver import Driver, Plan, plan
-from octavo.compress.quality import HeldOut, Quality, measure
+from octavo.compress.quality import HeldOut, Quality, context_of, measure, windows_of
 from octavo.compress.recipe import Recipe
 from octavo.compress.report import CompressionReport
 from octavo.compress.state import Stage, WorkDirectory
 from octavo.core.errors import NumericsError, ResourceError, UserError
 from octavo.io.checkpoint import OpenModel, open_model
+from octavo.io.tokenizer import Tokenizer, load_tokenizer
 from octavo.spec.graph import role_shape, roles
 
 I64 = npt.NDArray[np.int64]
 Progress = Callable[[str, int, int], None]
+_LONG_TOKEN = 32  # characters: more than any text's average
 EVALUATED = 4096  # tokens of each held-out text
 
 
@@ -84,11 +86,9 @@ def read_material(
 
     Raises UserError for texts that are missing, empty, too short or not UTF-8.
     """
-    from octavo.io.tokenizer import load_tokenizer
-
     with open_model(model) as opened:
         needs_data = plan(recipe, opened.spec).needs_data
-        context = opened.spec.max_positions
+        spec = opened.spec
         gguf = opened.metadata if opened.kind == "gguf" else None
         tokenizer = load_tokenizer(model, gguf)
     begin = calibration.begin_token(tokenizer)
@@ -96,11 +96,20 @@ def read_material(
     tokens = None
     if needs_data:
         ids = tokenizer.encode(texts.calibration, add_special=False)
-        tokens = calibration.sequences(ids, recipe.calibration, context, begin, recipe.seed)
+        tokens = calibration.sequences(
+            ids, recipe.calibration, spec.max_positions, begin, recipe.seed
+        )
     held = [(texts.name, texts.evaluation)]
     held += [(Path(name).name, calibration.read_whole(name)) for name in evaluation]
-    encoded = [(name, tokenizer.encode(text, add_special=False)[:limit]) for name, text in held]
-    return Material(tokens, tuple(HeldOut(n, tuple(t), begin) for n, t in encoded), texts.name)
+    encoded = [HeldOut(name, _first_tokens(tokenizer, text, limit), begin) for name, text in held]
+    for text in encoded:
+        windows_of(text, context_of(spec))  # refuses what is too short before the work begins
+    return Material(tokens, tuple(encoded), texts.name)
+
+
+def _first_tokens(tokenizer: Tokenizer, text: str, limit: int) -> tuple[int, ...]:
+    """The first `limit` tokens; a long text is not encoded for nothing."""
+    return tuple(tokenizer.encode(text[: limit * _LONG_TOKEN], add_special=False)[:limit])
 
 
 def check_output(out: Path) -> None:

@@ -12,10 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from octavo.backends.base import RuntimeConfig
+from octavo.core.errors import UserError
 from octavo.evals.divergence import DivergenceReport, divergence
 from octavo.evals.scorer import ExecutorScorer, Scorer
-from octavo.evals.windows import split
+from octavo.evals.windows import Window, split
 from octavo.io.checkpoint import open_model
+from octavo.spec.decoder import DecoderSpec
 
 Progress = Callable[[int, int], None]
 CONTEXT = 512
@@ -63,14 +65,27 @@ def measure(
 ) -> Quality:
     """Run both over every text. Raises UserError for a text that leaves nothing to score."""
     with open_model(source) as model:
-        context = min(CONTEXT, model.spec.max_positions)
+        context = context_of(model.spec)
     config = RuntimeConfig(context=context, max_seqs=1)
     found = []
     with closing(_scorer(artifact, config)) as ours, closing(_scorer(source, config)) as base:
         for text in texts:
-            windows = split(text.tokens, context, None, text.begin)
-            found.append((text.name, divergence(ours, base, windows, progress)))
+            report = divergence(ours, base, windows_of(text, context), progress)
+            found.append((text.name, report))
         return Quality(ours.name, context, tuple(found))
+
+
+def context_of(spec: DecoderSpec) -> int:
+    """Tokens of a window."""
+    return min(CONTEXT, spec.max_positions)
+
+
+def windows_of(text: HeldOut, context: int) -> tuple[Window, ...]:
+    """What is scored of a text. Raises UserError, naming it, when that is nothing."""
+    try:
+        return split(text.tokens, context, None, text.begin)
+    except UserError as error:
+        raise UserError(f"{text.name}: {error}") from error
 
 
 def _scorer(path: Path, config: RuntimeConfig) -> Scorer:

@@ -21,6 +21,7 @@ from octavo.core.errors import ConfigError, ResourceError
 from octavo.formats.number_format import FP32, NumberFormat
 from octavo.formats.quantized import QuantizedTensor
 from octavo.io.artifact import Entry, array_dtype, stored_array
+from octavo.io.mapping import replacing
 from octavo.io.safetensors_file import open_safetensors, write_safetensors
 
 F32 = npt.NDArray[np.float32]
@@ -61,7 +62,8 @@ class WorkDirectory:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if not job.exists():
-                job.write_text(json.dumps(identity, indent=1), encoding="utf-8")
+                with replacing(job) as file:
+                    file.write(json.dumps(identity, indent=1).encode())
             found = json.loads(job.read_text(encoding="utf-8"))
         except OSError as error:
             raise _unwritable(self.path, error) from error
