@@ -15,8 +15,7 @@ from octavo.cli.output import emit_json, fields
 OCTAVO = (sys.executable, "-m", "octavo.cli.main")
 # 20 tokens of SmolLM2's vocabulary
 PROMPT = (
-    "The history of the printing press begins in the city of Mainz, "
-    "where a young goldsmith named"
+    "The history of the printing press begins in the city of Mainz, where a young goldsmith named"
 )
 
 
