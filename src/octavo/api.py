@@ -16,7 +16,14 @@ from octavo.core.errors import ConfigError, RequestError
 from octavo.engine.client import InProcessClient, OutputStream
 from octavo.engine.detokenize import Detokenizer
 from octavo.engine.engine import Engine
-from octavo.engine.request import FinishReason, Output, Request, SamplingParams, TokenLogprobs
+from octavo.engine.request import (
+    CacheUse,
+    FinishReason,
+    Output,
+    Request,
+    SamplingParams,
+    TokenLogprobs,
+)
 from octavo.spec.decoder import DecoderSpec
 
 if TYPE_CHECKING:
@@ -33,6 +40,7 @@ class Completion:
     text           without the stop token or stop string that ended it
     tokens         ids, a stop token included
     prompt_tokens  how many tokens the prompt has
+    cache          what of them the prefix cache had, and why not more
     stop_reason    the stop token or stop string, when finish_reason is "stop"
     seed           what repeats the answer, with the choice's number; None when greedy
     time_to_first_token           seconds from the call
@@ -45,6 +53,7 @@ class Completion:
     text: str
     tokens: tuple[int, ...]
     prompt_tokens: int
+    cache: CacheUse | None
     choice: int
     finish_reason: FinishReason
     stop_reason: int | str | None
@@ -298,11 +307,13 @@ class _Answer:
         self._logprobs: list[TokenLogprobs] = []
         self._prompt_logprobs: list[TokenLogprobs] = []
         self._first = self._last = 0.0
+        self._cache: CacheUse | None = None
         self.completion: Completion | None = None
 
     def take(self, output: Output, begin: float, now: float) -> Delta:
         """Add a step's output. `completion` is set when it was the last."""
         self._tokens += output.tokens
+        self._cache = output.cache or self._cache
         self._logprobs += output.logprobs
         self._prompt_logprobs += output.prompt_logprobs
         if output.tokens:
@@ -326,6 +337,7 @@ class _Answer:
             text="".join(self._texts),
             tokens=tuple(self._tokens),
             prompt_tokens=size,
+            cache=self._cache,
             choice=self.choice,
             finish_reason=finish,
             stop_reason=reason,

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from octavo.core.errors import RequestError
-from octavo.engine.request import Request, SamplingParams
+from octavo.engine.request import CachePolicy, Mark, Request, SamplingParams
 
 BAD = [
     ("max_tokens", 0), ("max_tokens", 1.5), ("max_tokens", True), ("temperature", -0.1),
@@ -53,9 +53,24 @@ def test_bad_prompts(prompt):
     assert caught.value.param == "prompt"
 
 
-def test_priority_is_refused_rather_than_ignored():
-    with pytest.raises(RequestError, match="order of arrival"):
-        Request("a", (1,), SamplingParams(), priority=1)
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"priority": 1.5}, "priority"),
+        ({"timeout": -1.0}, "timeout"),
+        ({"cache": CachePolicy(marks=(Mark(2, 1.0),))}, "cache"),
+    ],
+)
+def test_bad_service_fields(fields, param):
+    with pytest.raises(RequestError) as caught:
+        Request("a", (1,), SamplingParams(), **fields)
+    assert caught.value.param == param
+
+
+@pytest.mark.parametrize(("tokens", "ttl"), [(0, 1.0), (1, 0.0), (1, -2.0)])
+def test_bad_marks(tokens, ttl):
+    with pytest.raises(RequestError, match="cache mark"):
+        Mark(tokens, ttl)
 
 
 def test_stops_join_eos_and_stop_ids():

@@ -9,7 +9,8 @@ from octavo.backends.base import StepResult
 from octavo.core.errors import InternalError, RequestError
 from octavo.engine.blocks import KvPool
 from octavo.engine.request import Output, Request, SamplingParams
-from octavo.engine.scheduler import Limits, Scheduler, StepPlan
+from octavo.engine.scheduler import Limits, Scheduler
+from octavo.engine.sequence import StepPlan
 from support.fakes import layout_of
 
 VOCAB = 100

@@ -48,6 +48,18 @@ class RequestError(UserError):
         self.code = code
 
 
+class OverloadedError(OctavoError):
+    """Too many requests wait. `retry_after`: seconds after which a place is likely."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class DeadlineError(OctavoError):
+    """A request was not done within its own time."""
+
+
 class ResourceError(UserError):
     """Too little memory, disk or address space for what was asked."""
 

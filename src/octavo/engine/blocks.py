@@ -10,14 +10,14 @@ block is due:
         | . . . . | . . . . | . . . . | . . . . | .       |   its query reads 11 .. 16:
           slid out  slid out                                  table = [-1, -1, 7, 2, 5]
 
-Prefix caching will hash full blocks in `BlockPool` (a free block keeps its content until it is
-taken) and publish them from `Lease`; nothing else needs to know.
+With `caching`, a free block keeps its content until it is taken, the one freed longest ago first,
+and `prefix.PrefixCache` knows what each holds.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
 from itertools import count
 from types import TracebackType
 from typing import NamedTuple
@@ -39,17 +39,24 @@ class Copy(NamedTuple):
 
 
 class BlockPool:
-    """The blocks of one KV group. The block freed last is taken first: its pages are warm."""
+    """The blocks of one KV group. The block freed last is taken first, since its pages are warm;
+    with `caching` the one freed first, since what it holds is wanted least."""
 
-    def __init__(self, n_blocks: int, block_size: int) -> None:
-        self.n_blocks, self.block_size = n_blocks, block_size
+    def __init__(self, n_blocks: int, block_size: int, caching: bool = False) -> None:
+        self.n_blocks, self.block_size, self.caching = n_blocks, block_size, caching
         self._refs = [0] * n_blocks
-        self._free = list(range(n_blocks - 1, -1, -1))
+        self._free = OrderedDict.fromkeys(range(n_blocks))  # the next to be taken is the first
+        self.on_reuse: Callable[[int], None] | None = None  # a block's content is about to change
 
     @property
     def free(self) -> int:
         """Blocks that can be taken."""
         return len(self._free)
+
+    @property
+    def queue(self) -> list[int]:
+        """Free blocks in the order in which they will be taken."""
+        return list(self._free)
 
     def refs(self, block: int) -> int:
         """How many leases hold the block."""
@@ -59,14 +66,26 @@ class BlockPool:
         """A block of one's own. The caller has looked at `free`."""
         if not self._free:
             raise InternalError("a block was taken from an empty pool")
-        block = self._free.pop()
+        block, _ = self._free.popitem(last=False)
         self._refs[block] = 1
+        self.rewrite(block)
         return block
+
+    def rewrite(self, block: int) -> None:
+        """The block's content is about to change."""
+        if self.on_reuse is not None:
+            self.on_reuse(block)
 
     def share(self, block: int) -> None:
         """One more holder of a held block."""
         if self._refs[block] == 0:
             raise InternalError(f"block {block} was shared while free")
+        self._refs[block] += 1
+
+    def revive(self, block: int) -> None:
+        """One more holder of a block that may be free, for what it holds."""
+        if self._refs[block] == 0:
+            del self._free[block]
         self._refs[block] += 1
 
     def drop(self, block: int) -> None:
@@ -75,13 +94,13 @@ class BlockPool:
             raise InternalError(f"block {block} was freed twice")
         self._refs[block] -= 1
         if self._refs[block] == 0:
-            self._free.append(block)
+            self._free[block] = None
+            if not self.caching:
+                self._free.move_to_end(block, last=False)
 
     def check(self, held: Counter[int]) -> None:
         """`held` counts each block in all tables. Raises InternalError where the books differ."""
-        free = set(self._free)
-        if len(free) != len(self._free):
-            raise InternalError("a block is free twice")
+        free = self._free
         for block, refs in enumerate(self._refs):
             if refs != held[block] or (refs == 0) != (block in free):
                 raise InternalError(
@@ -96,10 +115,12 @@ class KvPool:
     max_blocks bounds the block table of a sequence (the context, in blocks).
     """
 
-    def __init__(self, layout: KvLayout, kv_blocks: Sequence[int], max_blocks: int) -> None:
-        self.layout, self.max_blocks = layout, max_blocks
+    def __init__(
+        self, layout: KvLayout, kv_blocks: Sequence[int], max_blocks: int, caching: bool = False
+    ) -> None:
+        self.layout, self.max_blocks, self.caching = layout, max_blocks, caching
         self.block_size = layout.block_size
-        self.groups = tuple(BlockPool(size, layout.block_size) for size in kv_blocks)
+        self.groups = tuple(BlockPool(size, layout.block_size, caching) for size in kv_blocks)
         self._leases: set[Lease] = set()
         self._stamps = count()
 
@@ -189,6 +210,8 @@ class Lease:
         for group, pool in enumerate(self._pool.groups):
             if shared[group]:
                 self._own_tail(group)
+            elif self._n_tokens % pool.block_size:
+                pool.rewrite(int(self._table[group, self._n_blocks - 1]))
             for index in range(self._n_blocks, n_blocks):
                 self._table[group, index] = pool.take()
         self._n_tokens, self._n_blocks = stop, n_blocks
@@ -246,6 +269,22 @@ class Lease:
     def _check_window(self, group: int, needed: int) -> None:
         if needed < self._first[group]:
             raise InternalError(f"truncate needs block {needed}, which has slid out of its window")
+
+    def adopt(self, table: I32) -> None:
+        """Hold whole blocks that are computed already: int32 [groups, blocks], -1 where a window
+        group needs none. The lease is empty before."""
+        if self._n_tokens:
+            raise InternalError("a lease adopted a prefix while it held tokens")
+        n_blocks = table.shape[1]
+        for group, pool in enumerate(self._pool.groups):
+            held = [int(block) for block in table[group] if block != ABSENT]
+            for block in held:
+                pool.revive(block)
+            self._first[group] = n_blocks - len(held)
+        self._table[:, :n_blocks] = table
+        self._n_blocks, self._n_tokens = n_blocks, n_blocks * self._pool.block_size
+        self._room = 0
+        self.stamp = next(self._pool._stamps)
 
     def fork(self) -> Lease:
         """A second lease on the same blocks. Either copies a block before it writes there."""

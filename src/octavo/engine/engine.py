@@ -9,16 +9,22 @@ import time
 from collections.abc import Callable, Container
 
 from octavo.backends.base import Executor, StepCancelled, StepResult
-from octavo.core.errors import OctavoError
+from octavo.core.errors import OctavoError, OverloadedError
 from octavo.engine.blocks import KvPool
+from octavo.engine.deadlines import Deadlines
 from octavo.engine.fill import Filler, check_bias, max_blocks
 from octavo.engine.pace import Pace
+from octavo.engine.prefix import PrefixCache
+from octavo.engine.prefixes import Prefixes
 from octavo.engine.request import Output, Request
-from octavo.engine.scheduler import Limits, Scheduler, StepPlan
+from octavo.engine.scheduler import Limits, Scheduler
+from octavo.engine.sequence import StepPlan
 
 
 class Engine:
     """Submit requests, then step while there is work. Single-threaded: clients add threads.
+
+    With `prefix_cache`, blocks keep their content for later requests that begin alike.
 
     `validate` reads only what never changes, and may be called from any thread; `cancel` too.
     `pace` chooses how many rows a step may have, from what `clock` (seconds) says steps took.
@@ -30,13 +36,17 @@ class Engine:
         limits: Limits | None = None,
         pace: Pace | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        prefix_cache: bool = True,
     ) -> None:
         config, layout = executor.config, executor.layout
         self.limits = limits or Limits(config.max_tokens, config.max_seqs, config.context)
         blocks = max_blocks(self.limits.context, layout.block_size)
-        pool = KvPool(layout, executor.kv_blocks, blocks)
+        pool = KvPool(layout, executor.kv_blocks, blocks, caching=prefix_cache)
         self.executor = executor
-        self.scheduler = Scheduler(pool, self.limits, executor.spec.vocab)
+        self.prefixes = Prefixes(PrefixCache(pool), clock) if prefix_cache else None
+        cache = None if self.prefixes is None else self.prefixes.cache
+        self.scheduler = Scheduler(pool, self.limits, executor.spec.vocab, cache)
+        self._deadlines = Deadlines(clock)
         self.pace = pace or Pace(self.limits.max_tokens)
         self._clock = clock
         self._filler = Filler(executor, blocks)
@@ -48,11 +58,23 @@ class Engine:
         self.scheduler.validate(request)
         check_bias(request)
 
+    def check_room(self, count: int) -> None:
+        """Raises OverloadedError when `count` more requests are more than may wait. From any
+        thread; what others submit meanwhile is not seen."""
+        most, waiting = self.limits.max_waiting, self.scheduler.waiting
+        if most and waiting + count > most:
+            raise OverloadedError(
+                f"{waiting} requests wait and at most {most} may; try again in a moment, or start"
+                " with a larger max_waiting",
+                retry_after=max(1.0, self.pace.step_seconds * waiting),
+            )
+
     def submit(self, request: Request) -> Request:
         """Queue a request and return it as it runs: with a seed drawn if it had none."""
         check_bias(request)
         seeded = with_seed(request)
         self.scheduler.submit(seeded)
+        self._deadlines.add(seeded)
         return seeded
 
     def abort(self, request_id: str, choice: int | None = None) -> list[Output]:
@@ -65,6 +87,12 @@ class Engine:
     def step(self) -> list[Output]:
         """Run one step. An error of the executor ends the requests of that step, no others; a
         cancelled step brings nothing and will run again."""
+        late = self._deadlines.end(self.scheduler)
+        return late or self._step()
+
+    def _step(self) -> list[Output]:
+        if self.prefixes is not None:
+            self.prefixes.expire()
         plan = self.scheduler.schedule(self.pace.rows)
         if not plan.chunks:
             return []
@@ -76,7 +104,11 @@ class Engine:
             return []
         except OctavoError as error:
             return self.scheduler.fail(plan, error)
-        return self.scheduler.commit(plan, result)
+        outputs = self.scheduler.commit(plan, result)
+        if self.scheduler.reuse is not None and self.prefixes is not None:
+            for request, mark in self.scheduler.reuse.take_due():
+                self.prefixes.keep(request, mark)
+        return outputs
 
     def cancel(self, only: Container[str] | None = None) -> None:
         """End the running step early, from any thread: if all it computes is for requests in `only`

@@ -24,7 +24,7 @@ from octavo.backends.base import (
 from octavo.core.errors import InternalError, RequestError
 from octavo.engine.blocks import Lease
 from octavo.engine.request import Request
-from octavo.engine.scheduler import Chunk, Sequence, StepPlan
+from octavo.engine.sequence import Chunk, Sequence, StepPlan
 
 _PER_SLOT = (
     "state_slot", "seed", "choice", "temperature", "top_k", "top_p", "min_p",

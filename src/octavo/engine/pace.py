@@ -28,6 +28,11 @@ class Pace:
         self._most, self._seconds = most, seconds
         self.rows = min(most, _FIRST)
 
+    @property
+    def step_seconds(self) -> float:
+        """How long a step should last."""
+        return self._seconds
+
     @classmethod
     def fixed(cls, rows: int) -> Pace:
         """A pace that never changes, for an executor whose last bits depend on chunking."""

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 from octavo.core.errors import OctavoError, RequestError
 
 FinishReason = Literal["stop", "length", "abort", "error"]
+CacheWrite = Literal["all", "marks", "none"]
 
 MAX_LOGPROBS = 20  # alternatives that a request may ask for
 MAX_CHOICES = 128  # answers to one prompt
@@ -52,6 +53,8 @@ _RANGES = (
 _SEED = _Range("seed", 0, 2**64 - 1, whole=True)
 _LOGPROBS = _Range("logprobs", 0, MAX_LOGPROBS, whole=True)
 _BIAS = _Range("logit_bias", -100, 100)
+_PRIORITY = _Range("priority", -(2**31), 2**31 - 1, whole=True)
+_TIMEOUT = _Range("timeout", 0, math.inf)
 _TOKEN = _Range("stop_token_ids", 0, 2**31 - 1, whole=True)
 
 
@@ -144,24 +147,85 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
+class Mark:
+    """Keep the first `tokens` prompt tokens (rounded down to whole blocks) for `ttl` seconds at
+    least. A `name` makes it the application's own prefix, replaced by the next of that name."""
+
+    tokens: int
+    ttl: float
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1 or not self.ttl > 0:
+            raise RequestError(
+                f"a cache mark needs at least 1 token and a time above 0 s, got {self}",
+                param="cache",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class CachePolicy:
+    """What a request reads from and leaves in the prefix cache. Never shows in the tokens.
+
+    write  "all": every full block; "marks": prefixes up to the last mark; "none"
+    salt   requests with different salts share nothing (tenants)
+    key    requests that belong together: what the next miss is compared with
+    """
+
+    read: bool = True
+    write: CacheWrite = "all"
+    salt: str = ""
+    key: str = ""
+    marks: tuple[Mark, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CacheUse:
+    """What the prefix cache did for a request's prompt, and why not more.
+
+    read     prompt tokens that had been computed before, whole blocks
+    written  prompt tokens that this request leaves for others
+    reason   "hit" (all that the comparison shares), "first" (nothing to compare with),
+             "input_changed" (the prompts part at token `diverged`), "evicted" (shared, but no
+             longer held), "not_read" (the request doesn't read, or asked for prompt_logprobs)
+    diverged index of the first prompt token that differs from the nearest earlier prompt; -1: none
+    """
+
+    read: int
+    written: int
+    reason: str
+    diverged: int = -1
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt. `id` is unique among live requests; `eos` are the model's own end tokens."""
+    """One prompt. `id` is unique among live requests; `eos` are the model's own end tokens.
+
+    priority  lower goes first, and may take the place of higher
+    tenant    who is asked to be fair to; "" is one of them
+    timeout   seconds from submission after which it ends with a DeadlineError; 0: never
+    """
 
     id: str
     prompt: tuple[int, ...]
     params: SamplingParams
     eos: tuple[int, ...] = ()
     priority: int = 0
+    tenant: str = ""
+    timeout: float = 0.0
+    cache: CachePolicy = CachePolicy()
 
     def __post_init__(self) -> None:
         _check_tuple("prompt", self.prompt, "token ids")
         if not self.prompt:
             raise RequestError("the prompt is empty; give at least one token", param="prompt")
-        if self.priority != 0:
+        _check_range(_PRIORITY, self.priority)
+        _check_range(_TIMEOUT, self.timeout)
+        longest = max((mark.tokens for mark in self.cache.marks), default=0)
+        if longest > len(self.prompt):
             raise RequestError(
-                f"priority must be 0 (requests are served in order of arrival),"
-                f" got {self.priority}",
-                param="priority",
+                f"a cache mark stands at token {longest}, behind the prompt's {len(self.prompt)}",
+                param="cache",
             )
 
     @property
@@ -186,7 +250,8 @@ class Output:
 
     A stop token that ended the answer is the last of `tokens`, and `stop_reason`. prompt_logprobs
     are those of prompt[1:], in order, over as many steps as the prefill takes; choice 0 has them.
-    `error` is what failed, when finish is "error": its type tells whose fault it was.
+    `error` is what failed, when finish is "error": its type tells whose fault it was. `cache` comes
+    with a choice's first token.
     """
 
     request_id: str
@@ -197,3 +262,4 @@ class Output:
     finish: FinishReason | None = None
     stop_reason: int | None = None  # the stop token that ended it
     error: OctavoError | None = None
+    cache: CacheUse | None = None

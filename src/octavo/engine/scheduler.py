@@ -2,138 +2,78 @@
 
 The one rule: a sequence has `computed` and known tokens, and a step lets `computed` catch up,
 within a budget of tokens. That covers prefill (much to catch up), chunked prefill (the budget ends
-first), decode (one token), and recomputation after a preemption. A sequence that has caught up gets
-a new token. Order within a step (Sarathi-Serve, arXiv:2403.02310): decodes, then prefills that have
-begun, then new sequences in order of arrival; so a decode never waits for a prefill.
+first), decode (one token), recomputation after a preemption, and a cached prefix (`computed` begins
+behind it). A sequence that has caught up gets a new token. Order within a step (Sarathi-Serve,
+arXiv:2403.02310): decodes, then prefills that have begun, then new sequences in the order of
+`queue.WaitingQueue`; so a decode never waits for a prefill.
 
-When blocks run out, the youngest sequence that holds any goes back to waiting and will be computed
-again: same tokens, since numbers do not depend on chunking. The oldest therefore always advances.
+When blocks run out, the last in rank (lowest priority, then youngest) of those that hold any goes
+back to waiting and will be computed again: same tokens, since numbers do not depend on chunking.
+The first in rank therefore always advances.
 """
 
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Container, Iterator
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from octavo.backends.base import StepResult
 from octavo.core.errors import InternalError, OctavoError, RequestError
-from octavo.engine.blocks import Copy, KvPool, Lease
+from octavo.engine.blocks import KvPool
+from octavo.engine.prefix import PrefixCache
+from octavo.engine.queue import WaitingQueue, rank
 from octavo.engine.request import FinishReason, Output, Request, TokenLogprobs
+from octavo.engine.reuse import Reuse
+from octavo.engine.sequence import (
+    Sequence,
+    StepPlan,
+    prompt_scores,
+    sampled_logprobs,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """max_tokens: rows of a step; max_seqs: sequences of a step; context: tokens of a sequence."""
+    """max_tokens: rows of a step; max_seqs: sequences of a step; context: tokens of a sequence;
+    max_waiting: requests that may wait for their first step, 0 for any number."""
 
     max_tokens: int
     max_seqs: int
     context: int
+    max_waiting: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.max_tokens, self.max_seqs) < 1 or self.context < 2:
+        if min(self.max_tokens, self.max_seqs, self.max_waiting + 1) < 1 or self.context < 2:
             raise InternalError(f"limits must allow one sequence of two tokens: {self}")
 
 
-@dataclass(slots=True, eq=False)
-class Sequence:
-    """One choice of a request. tokens are all known ones, the prompt's first."""
-
-    request: Request
-    choice: int
-    age: tuple[int, int]  # order of arrival, then choice
-    tokens: list[int]
-    lease: Lease
-    stops: frozenset[int]
-    limit: int  # known tokens at which it ends
-    unscored: int  # first prompt row whose log-probability was not delivered yet
-    computed: int = 0
-    slot: int = -1  # which of max_seqs places it runs in; -1: waiting
-    unborn: list[int] = field(default_factory=list)  # choices that fork off before the last token
-
-    n_prompt: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.n_prompt = len(self.request.prompt)
-
-    @property
-    def n_output(self) -> int:
-        return len(self.tokens) - self.n_prompt
-
-    @property
-    def lag(self) -> int:
-        """Tokens to catch up. A parent stops short of the prompt's last token: each choice
-        computes that one itself, and so samples its own first token."""
-        return (self.n_prompt - 1 if self.unborn else len(self.tokens)) - self.computed
-
-
-_NO_ROWS = range(0)
-
-
-class Chunk(NamedTuple):
-    """Rows start .. start + size of a sequence in one step."""
-
-    sequence: Sequence
-    start: int
-    size: int
-    samples: bool  # its last row gives a new token
-    scored: range = _NO_ROWS  # positions whose next prompt token's log-probability is wanted
-
-
-def _chunk(sequence: Sequence, size: int) -> Chunk:
-    start = sequence.computed
-    stop = start + size
-    last = min(stop, sequence.n_prompt - 1)
-    first = sequence.unscored if sequence.unscored > start else start
-    scored = range(first, last) if first < last else _NO_ROWS
-    return Chunk(sequence, start, size, stop == len(sequence.tokens), scored)
-
-
-@dataclass(slots=True)
-class StepPlan:
-    """What the next step runs. copies come before it, in order."""
-
-    budget: int
-    chunks: list[Chunk] = field(default_factory=list)
-    copies: list[Copy] = field(default_factory=list)
-    admitted: list[Sequence] = field(default_factory=list)  # began or began again
-    preempted: int = 0
-
-    def add(self, sequence: Sequence, count: int) -> None:
-        self.chunks.append(_chunk(sequence, count))
-        self.budget -= count
-
-    def serves(self, ids: Container[str]) -> bool:
-        """Whether every chunk is of one of these requests."""
-        return all(chunk.sequence.request.id in ids for chunk in self.chunks)
-
-    def remove(self, sequence: Sequence) -> None:
-        """Undo `add`, if it happened."""
-        for chunk in self.chunks:
-            if chunk.sequence is sequence:
-                self.budget += chunk.size
-        self.chunks = [c for c in self.chunks if c.sequence is not sequence]
-        self.preempted += 1
-
-
-def _age(sequence: Sequence) -> tuple[int, int]:
-    return sequence.age
-
-
 class Scheduler:
-    """First come, first served. Call `schedule`, run the plan, `commit` its result; repeat."""
+    """Call `schedule`, run the plan, `commit` its result; repeat. `cache`: over the same pool."""
 
-    def __init__(self, pool: KvPool, limits: Limits, vocab: int) -> None:
+    def __init__(
+        self, pool: KvPool, limits: Limits, vocab: int, cache: PrefixCache | None = None
+    ) -> None:
         self.pool, self.limits, self._vocab = pool, limits, vocab
+        self.reuse = None if cache is None else Reuse(cache)
         self._slots = list(range(limits.max_seqs - 1, -1, -1))
-        self._waiting: list[Sequence] = []  # by age
-        self._running: list[Sequence] = []  # by age
+        self._waiting = WaitingQueue()
+        self._running: list[Sequence] = []  # by rank
         self._live: dict[str, list[Sequence]] = {}
         self._arrivals = 0
 
     def has_work(self) -> bool:
         return bool(self._live)
+
+    @property
+    def running(self) -> int:
+        """Sequences that have a place in the next step."""
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """Sequences that have none yet, or had to give it up."""
+        return len(self._waiting)
 
     def validate(self, request: Request) -> None:
         """Raises RequestError when the request can't be served by this model and memory."""
@@ -177,9 +117,12 @@ class Scheduler:
             unscored=0 if params.prompt_logprobs else size - 1,
             unborn=list(range(1, params.n)),
         )
+        if self.reuse is not None:
+            self.reuse.prepare(sequence)
         self._arrivals += 1
         self._live[request.id] = [sequence]
-        self._waiting.append(sequence)
+        self._waiting.begin(request.tenant)
+        self._waiting.add(sequence)
         self._fork_when_due(sequence)
 
     def schedule(self, prefill: int | None = None) -> StepPlan:
@@ -208,7 +151,7 @@ class Scheduler:
             if sequence.lease.extend(count):
                 plan.add(sequence, count)
                 return
-            self._preempt(max(self._holders(), key=_age), plan)
+            self._preempt(max(self._holders(), key=rank), plan)
 
     def _holders(self) -> Iterator[Sequence]:
         yield from self._running
@@ -218,9 +161,10 @@ class Scheduler:
         plan.remove(sequence)
         sequence.lease.truncate(0)
         sequence.computed = 0
+        sequence.published = 0
         if sequence.slot >= 0:
             self._leave(sequence)
-            insort(self._waiting, sequence, key=_age)
+            self._waiting.add(sequence)
 
     def _leave(self, sequence: Sequence) -> None:
         self._running.remove(sequence)
@@ -230,26 +174,51 @@ class Scheduler:
     def _admit(self, plan: StepPlan) -> None:
         # Only into what the budget has left: so there are never more running than the budget has
         # tokens, each advances in every step, and decodes can't starve a prefill.
-        while self._waiting and self._slots and plan.budget:
-            sequence = self._waiting[0]
-            count = min(sequence.lag, plan.budget)
-            if not sequence.lease.extend(count) and not self._reclaim(sequence, count, plan):
+        while plan.budget and (sequence := self._waiting.first()) is not None:
+            if not self._slots and not self._displace(sequence, plan):
                 return
-            self._waiting.pop(0)
+            count = self._begin(sequence, plan)
+            if not count:
+                return
+            self._waiting.remove(sequence)
             sequence.slot = self._slots.pop()
-            insort(self._running, sequence, key=_age)
+            insort(self._running, sequence, key=rank)
             plan.add(sequence, count)
             plan.admitted.append(sequence)
 
+    def _displace(self, sequence: Sequence, plan: StepPlan) -> bool:
+        """Make a place for one of higher priority."""
+        last = self._running[-1]
+        if last.request.priority <= sequence.request.priority:
+            return False
+        self._preempt(last, plan)
+        return True
+
+    def _begin(self, sequence: Sequence, plan: StepPlan) -> int:
+        """Give a waiting sequence blocks for its first rows; how many rows, 0 if there are none."""
+        found = self.reuse is not None and self.reuse.find(sequence)
+        if found:
+            self._fork_when_due(sequence)
+        count = min(sequence.lag, plan.budget)
+        if sequence.lease.extend(count) or self._reclaim(sequence, count, plan):
+            return count
+        if found:  # it holds what it found only once it runs
+            sequence.lease.truncate(0)
+            sequence.computed = 0
+        return 0
+
     def _reclaim(self, sequence: Sequence, count: int, plan: StepPlan) -> bool:
-        """With nothing running, blocks can only be held by younger forks that wait."""
+        """With nothing running, blocks can only be held by forks that wait, or by pins."""
         if self._running:
             return False
-        for younger in reversed(self._waiting[1:]):
-            if younger.lease.n_tokens:
-                self._preempt(younger, plan)
+        for other in sorted(self._waiting, key=rank, reverse=True):
+            if other is not sequence and other.lease.n_tokens:
+                self._preempt(other, plan)
                 if sequence.lease.extend(count):
                     return True
+        while self.reuse is not None and self.reuse.give_up_a_pin():
+            if sequence.lease.extend(count):
+                return True
         raise InternalError(f"request {sequence.request.id!r} does not fit into empty pools")
 
     def commit(self, plan: StepPlan, result: StepResult) -> list[Output]:
@@ -260,10 +229,13 @@ class Scheduler:
         for chunk in plan.chunks:
             sequence = chunk.sequence
             sequence.computed += chunk.size
-            scores = _scores(chunk, result, entry) if chunk.scored else ()
+            self._waiting.charge(sequence.request.tenant, chunk.size, chunk.samples)
+            if self.reuse is not None:
+                self.reuse.publish(sequence)
+            scores = prompt_scores(chunk, result, entry) if chunk.scored else ()
             entry += len(scores)
             if chunk.samples:
-                logprobs = _logprobs(sequence, result, entry)
+                logprobs = sampled_logprobs(sequence, result, entry)
                 outputs.append(self._append(sequence, tokens[entry], logprobs, scores))
                 entry += 1
                 continue
@@ -284,6 +256,7 @@ class Scheduler:
         scores: tuple[TokenLogprobs, ...],
     ) -> Output:
         sequence.tokens.append(token)
+        cache, sequence.explained = sequence.explained, None
         finish: FinishReason | None = None
         if token in sequence.stops:
             finish = "stop"
@@ -299,6 +272,7 @@ class Scheduler:
             scores,
             finish,
             token if finish == "stop" else None,
+            cache=cache,
         )
 
     def _fork_when_due(self, parent: Sequence) -> None:
@@ -317,8 +291,11 @@ class Scheduler:
                 unscored=parent.n_prompt - 1,
                 computed=parent.computed,
             )
+            if self.reuse is not None:
+                self.reuse.inherit(child, parent)
             self._live[parent.request.id].append(child)
-            insort(self._waiting, child, key=_age)
+            self._waiting.begin(child.request.tenant)
+            self._waiting.add(child)
         parent.unborn = []
 
     def _retire(self, sequence: Sequence) -> None:
@@ -327,6 +304,7 @@ class Scheduler:
             self._leave(sequence)
         else:
             self._waiting.remove(sequence)
+        self._waiting.end(sequence.request.tenant)
         siblings = self._live[sequence.request.id]
         siblings.remove(sequence)
         if not siblings:
@@ -368,12 +346,13 @@ class Scheduler:
     def check(self) -> None:
         """Invariants of the queues and of the pools. Raises InternalError."""
         self.pool.check()
-        everyone = self._waiting + self._running
+        if self.reuse is not None:
+            self.reuse.cache.check()
+        everyone = [*self._waiting, *self._running]
         if sorted(map(id, everyone)) != sorted(id(s) for g in self._live.values() for s in g):
             raise InternalError("the queues and the live requests differ")
-        for queue in (self._waiting, self._running):
-            if queue != sorted(queue, key=_age):
-                raise InternalError("a queue is out of order")
+        if self._running != sorted(self._running, key=rank):
+            raise InternalError("those that run are out of order")
         slots = self._slots + [s.slot for s in self._running]
         if sorted(slots) != list(range(self.limits.max_seqs)):
             raise InternalError(f"slots lost or doubled: {slots}")
@@ -390,27 +369,3 @@ def _check_vocabulary(param: str, tokens: tuple[int, ...], vocab: int) -> None:
                 "that, or the tokenizer that belongs to the model",
                 param=param,
             )
-
-
-def _logprobs(sequence: Sequence, result: StepResult, entry: int) -> tuple[TokenLogprobs, ...]:
-    count = sequence.request.params.logprobs
-    if count is None:
-        return ()
-    return (_entry(result, entry, int(result.token[entry]), count),)
-
-
-def _scores(chunk: Chunk, result: StepResult, entry: int) -> tuple[TokenLogprobs, ...]:
-    positions, sequence = chunk.scored, chunk.sequence
-    count = sequence.request.params.logprobs or 0
-    targets = sequence.request.prompt[positions.start + 1 : positions.stop + 1]
-    sequence.unscored = positions.stop
-    return tuple(_entry(result, entry + i, token, count) for i, token in enumerate(targets))
-
-
-def _entry(result: StepResult, entry: int, token: int, count: int) -> TokenLogprobs:
-    top = zip(
-        result.top_token[entry, :count].tolist(),
-        result.top_logprob[entry, :count].tolist(),
-        strict=True,
-    )
-    return TokenLogprobs(token, float(result.logprob[entry]), tuple(top))
