@@ -68,11 +68,17 @@ AffineRows affine_rows(const Weight& weight, const In<uint8_t, 2>& codes,
 void bind_weight(nb::module_& m) {
   nb::class_<Arena>(m, "Arena").def(nb::init<>()).def_prop_ro("allocated", &Arena::allocated);
   nb::enum_<Code>(m, "Code")
+      .value("TWO", Code::kTwo)
+      .value("THREE", Code::kThree)
       .value("NIBBLE", Code::kNibble)
+      .value("FIVE", Code::kFive)
+      .value("SIX", Code::kSix)
       .value("BYTE", Code::kByte)
+      .value("F16", Code::kF16)
       .value("BF16", Code::kBf16)
       .value("F32", Code::kF32);
   nb::enum_<Act>(m, "Act").value("A8", Act::kA8).value("BF16", Act::kBf16).value("F32", Act::kF32);
+  m.def("code_for", &code_for, "bits"_a);
   nb::class_<PackPlan>(m, "PackPlan")
       .def(nb::init<>())
       .def_static("gguf", &plan_of_gguf, "type"_a, "n"_a, "k"_a)

@@ -96,10 +96,13 @@ const KernelTable& table_of(const std::string& isa) {
 }
 
 Code code_of(const std::string& name) {
-  if (name == "nibble") return Code::kNibble;
-  if (name == "byte") return Code::kByte;
-  if (name == "bf16") return Code::kBf16;
-  if (name == "f32") return Code::kF32;
+  constexpr std::pair<const char*, Code> kNames[] = {
+      {"two", Code::kTwo},   {"three", Code::kThree}, {"nibble", Code::kNibble},
+      {"five", Code::kFive}, {"six", Code::kSix},     {"byte", Code::kByte},
+      {"f16", Code::kF16},   {"bf16", Code::kBf16},   {"f32", Code::kF32}};
+  for (const auto& [known, code] : kNames) {
+    if (name == known) return code;
+  }
   throw std::invalid_argument("no such code: " + name);
 }
 
@@ -269,12 +272,13 @@ using RowTuple = std::tuple<std::string, std::string, std::string, bool, bool, b
 std::vector<RowTuple> rows(const std::string& isa) {
   const KernelTable& table = table_of(isa);
   constexpr const char* kActs[] = {"a8", "abf16", "a32"};
-  constexpr const char* kCodes[] = {"nibble", "byte", "bf16", "f32"};
+  constexpr const char* kCodes[] = {"two",  "three", "nibble", "five", "six",
+                                    "byte", "f16",   "bf16",   "f32"};
   std::vector<RowTuple> out;
   for (int i = 0; i < table.n_linear; ++i) {
     const octavo::LinearKernel& r = table.linear[i];
     out.emplace_back(r.name, kActs[static_cast<int>(r.act)], kCodes[static_cast<int>(r.code)],
-                     r.levels, r.fast, r.isa_rounding);
+                     r.levels != octavo::Levels::kNone, r.fast, r.isa_rounding);
   }
   return out;
 }

@@ -9,8 +9,37 @@ namespace octavo {
 constexpr int kLanes = 16;  // output rows of a panel = lanes of a 512-bit register of 32-bit values
 constexpr int kUnit = 32;   // inputs of a unit: K is padded with zeros to a multiple of it
 
-enum class Code : uint8_t { kNibble, kByte, kBf16, kF32 };
+// How codes lie, by their bits: 2, 3, 4, 5, 6, 8; kF16, kBf16 and kF32 hold values, not codes.
+enum class Code : uint8_t { kTwo, kThree, kNibble, kFive, kSix, kByte, kF16, kBf16, kF32 };
 enum class Act : uint8_t { kA8, kBf16, kF32 };  // a8, abf16, a32
+
+// Bits of a code, or of a value.
+static inline constexpr int code_bits(Code code) {
+  switch (code) {
+    case Code::kTwo:
+      return 2;
+    case Code::kThree:
+      return 3;
+    case Code::kNibble:
+      return 4;
+    case Code::kFive:
+      return 5;
+    case Code::kSix:
+      return 6;
+    case Code::kByte:
+      return 8;
+    case Code::kF16:
+    case Code::kBf16:
+      return 16;
+    case Code::kF32:
+      break;
+  }
+  return 32;
+}
+static inline constexpr bool has_codes(Code code) { return code_bits(code) <= 8; }
+// Bytes of 16 rows by 32 inputs.
+static inline constexpr int unit_bytes(Code code) { return code_bits(code) * kLanes * kUnit / 8; }
+static inline constexpr int level_count(Code code) { return code_bits(code) <= 4 ? 16 : 256; }
 
 // A weight [n, k] packed in panels of 16 rows. One layout for all ISAs ("T16", docs/kernels.md).
 //
@@ -19,17 +48,23 @@ enum class Act : uint8_t { kA8, kBf16, kF32 };  // a8, abf16, a32
 // Scales come first so that a panel is read front to back without a gap: with tables behind the
 // codes, read in turn with them, one core got 9.7 GB/s of this from memory that gives it 25.
 //
-//   kNibble  per unit of 32 k, 4 lines of 64 B; line j = [row 0..15][4 bytes];
-//            low nibble of byte (r, c) = code[r][4j + c], high nibble = code[r][16 + 4j + c]
-//   kByte    per unit of 32 k, 8 lines of 64 B; line j = [row 0..15][4 bytes] = code[r][4j + c]
+// Codes lie in units of 32 k, in lines of 64 B = [row 0..15][4 bytes]. Quad q of a unit is its
+// inputs 4q .. 4q + 3; byte (r, c) of a line speaks of input 4q + c of row r, for these q:
+//   kTwo     2 lines; bits 2i, 2i + 1 of line j = code of quad 4j + i
+//   kThree   2 lines as kTwo: the low bits; 1 line, bit q: bit 2 of the code of quad q
+//   kNibble  4 lines; low nibble of line j = code of quad j, high nibble = of quad 4 + j
+//   kFive    4 lines as kNibble: the low bits; 1 line, bit q: bit 4 of the code of quad q
+//   kSix     4 lines as kNibble: the low bits; 2 lines as kTwo: bits 4 and 5
+//   kByte    8 lines; line q = codes of quad q
+//   kF16     per k, 32 B = [row 0..15] fp16
 //   kBf16    per 2 k, one line of 64 B = [row 0..15][2] bf16 (k even, k odd)
 //   kF32     per k, one line of 64 B = [row 0..15] float
 //   scales   at scale_offset (negative) from the codes: per group g, 16 x fp16 or fp32 (row 0..15);
 //            likewise offsets.
 //
 // w[r][k] = fl(fl(scale[r][k / group] * v) + offset[r][k / group]), v = code - zero, or
-// levels8[code], or levels[code]; kBf16 and kF32 have neither scales nor offsets. Padding (rows
-// n.., inputs k..) holds codes equal to `zero` (or any code) with scale 0 and offset 0.
+// levels8[code], or levels[code]; kF16, kBf16 and kF32 have neither scales nor offsets. Padding
+// (rows n.., inputs k..) holds codes equal to `zero` (or any code) with scale 0 and offset 0.
 struct PackedWeight {
   int32_t n = 0, k = 0, k_pad = 0, panels = 0;
   Code code = Code::kF32;
@@ -39,8 +74,9 @@ struct PackedWeight {
   int32_t zero = 0;
   bool scale_f32 = false;  // scales and offsets are fp32 (true) or fp16 (false)
   bool has_offset = false;
-  const int8_t* levels8 = nullptr;  // integer codebook (IQ4_NL): 16 or 256 levels
-  const float* levels = nullptr;    // float codebook (NF4, fp8): 16 or 256 levels
+  // A codebook has 16 levels (codes of up to 4 bits; those beyond the codes are unused) or 256.
+  const int8_t* levels8 = nullptr;  // integers (IQ4_NL)
+  const float* levels = nullptr;    // floats (NF4, fp8)
   const uint8_t* data = nullptr;
   int64_t panel_bytes = 0, scale_offset = 0, offset_offset = 0;
 };

@@ -1,5 +1,5 @@
 // A tile of integer products in progress: kPanels panels by kRows rows of activations. Included by
-// the dot of each ISA, which says what a Wide is.
+// the dot of each ISA.
 
 #define OCTAVO_INLINE [[gnu::always_inline]] inline
 

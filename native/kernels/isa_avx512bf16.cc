@@ -14,7 +14,7 @@ namespace {
 
 #include "kernels/linear_bf16.inl"
 
-constexpr int kMaxRows = 40;
+constexpr int kMaxRows = 64;
 
 struct Extended {
   LinearKernel rows[kMaxRows];
@@ -25,8 +25,13 @@ Extended extend(const KernelTable& base) {
   Extended e = {};
   e.table = base;
   e.table.isa = "avx512bf16";
-  e.rows[0] = {
-      "linear_abf16_bf16_avx512bf16", Act::kBf16, Code::kBf16, false, true, true, linear_bf16};
+  e.rows[0] = {"linear_abf16_bf16_avx512bf16",
+               Act::kBf16,
+               Code::kBf16,
+               Levels::kNone,
+               true,
+               true,
+               linear_bf16};
   e.table.n_linear = 1 + base.n_linear;
   for (int i = 0; i < base.n_linear && i + 1 < kMaxRows; ++i) e.rows[i + 1] = base.linear[i];
   return e;

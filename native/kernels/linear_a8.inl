@@ -1,16 +1,38 @@
 // Integer products through plain C++: any group, affine or integer codebook. Also what the
 // hand-written kernels must equal.
 
+// What a product by int8 activations depends on.
+struct Wide {
+  Code code;
+  Levels levels;
+};
+
+// The code of input 4 quad + c of a unit (core/types.h says where it lies).
+template <Code kCode>
+inline int code_at(const uint8_t* unit, int row, int quad, int c) {
+  const uint8_t* at = unit + 4 * row + c;
+  if (kCode == Code::kByte) return at[64 * quad];
+  const int half = quad / 4, part = quad % 4;
+  if (kCode == Code::kTwo || kCode == Code::kThree) {
+    const int two = (at[64 * half] >> (2 * part)) & 3;
+    return kCode == Code::kTwo ? two : two | ((at[128] >> quad) & 1) << 2;
+  }
+  const int four = (at[64 * part] >> (4 * half)) & 15;
+  if (kCode == Code::kFive) return four | ((at[256] >> quad) & 1) << 4;
+  if (kCode == Code::kSix) return four | ((at[256 + 64 * half] >> (2 * part)) & 3) << 4;
+  return four;
+}
+
 // acc[row] += v * q over 16 inputs; `half` 0 or 1 of a unit.
-template <bool kNibble, bool kLut>
+template <Wide kMode>
 inline void dot16(const PackedWeight& w, const uint8_t* unit, int half, const int8_t* q,
                   int32_t* acc) {
   for (int j = 0; j < 4; ++j) {
-    const uint8_t* line = unit + (kNibble ? j : 4 * half + j) * 64;
     for (int row = 0; row < 16; ++row) {
       for (int c = 0; c < 4; ++c) {
-        const int code = kNibble ? (line[4 * row + c] >> (4 * half)) & 15 : line[4 * row + c];
-        acc[row] += (kLut ? w.levels8[code] : code - w.zero) * q[4 * j + c];
+        const int code = code_at<kMode.code>(unit, row, 4 * half + j, c);
+        acc[row] +=
+            (kMode.levels == Levels::kInt8 ? w.levels8[code] : code - w.zero) * q[4 * j + c];
       }
     }
   }
@@ -23,7 +45,7 @@ inline int32_t sum_q(const int8_t* q, int n) {
 }
 
 // One panel, one row of activations.
-template <bool kNibble, bool kLut>
+template <Wide kMode>
 inline F a8_plain(const PackedWeight& w, const uint8_t* panel, const int8_t* q, const float* sa,
                   int a8_group) {
   const int step = smaller(w.group, a8_group);
@@ -31,8 +53,8 @@ inline F a8_plain(const PackedWeight& w, const uint8_t* panel, const int8_t* q, 
   for (int k = 0; k < w.k_pad; k += step) {
     int32_t acc[16] = {};
     for (int h = k / 16; h < (k + step) / 16; ++h) {
-      const uint8_t* unit = panel + static_cast<int64_t>(h / 2) * (kNibble ? 256 : 512);
-      dot16<kNibble, kLut>(w, unit, h % 2, q + 16 * h, acc);
+      const uint8_t* unit = panel + static_cast<int64_t>(h / 2) * unit_bytes(kMode.code);
+      dot16<kMode>(w, unit, h % 2, q + 16 * h, acc);
     }
     const F a = f_set1(sa[k / a8_group]);
     const int g = group_of(w, k);
@@ -45,14 +67,14 @@ inline F a8_plain(const PackedWeight& w, const uint8_t* panel, const int8_t* q, 
   return y;
 }
 
-template <bool kNibble, bool kLut>
+template <Wide kMode>
 inline void linear_a8_plain(const PackedWeight& w, const ActView& x, int m, float* y, int64_t ldy,
                             int p0, int p1) {
   for (int p = p0; p < p1; ++p) {
     for (int r = 0; r < m; ++r) {
       const int8_t* q = x.q + static_cast<int64_t>(r) * x.k_pad;
       const float* sa = x.scale + static_cast<int64_t>(r) * (x.k_pad / x.a8_group);
-      f_store(y + r * ldy + 16 * p, a8_plain<kNibble, kLut>(w, panel_at(w, p), q, sa, x.a8_group));
+      f_store(y + r * ldy + 16 * p, a8_plain<kMode>(w, panel_at(w, p), q, sa, x.a8_group));
     }
   }
 }

@@ -4,13 +4,13 @@
 constexpr int kTilePanels = 4;  // panels at once for one row of activations (hides fma latency)
 constexpr int kChunk = 128;     // inputs decoded at once: a multiple of kUnit
 
-struct Levels {
+struct Levels32 {
   float v[256];
 };
 
 // Values of all codes, so that decoding has one form: levels8, levels, or code - zero.
-inline void fill_levels(const PackedWeight& w, Levels* out) {
-  const int n = w.code == Code::kNibble ? 16 : 256;
+inline void fill_levels(const PackedWeight& w, Levels32* out) {
+  const int n = level_count(w.code);
   for (int i = 0; i < n; ++i) {
     out->v[i] = w.levels8 ? static_cast<float>(w.levels8[i])
                           : (w.levels ? w.levels[i] : static_cast<float>(i - w.zero));
@@ -45,61 +45,102 @@ inline void put(float* out, F value, const Scales& s) {
   f_store(out, kRound ? f_round_bf16(x) : x);
 }
 
-// Inputs [k, k + 32) of a panel to out[32][16].
-template <bool kLut, bool kRound>
-inline void decode_nibbles(const PackedWeight& w, const Levels& lv, const uint8_t* panel, int k,
-                           float* out) {
-  const F zero = f_set1(static_cast<float>(w.zero));
-  const uint8_t* unit = panel + static_cast<int64_t>(k) * 8;
-  for (int half = 0; half < 2; ++half) {
-    const Scales s = scales_at(w, panel, k + 16 * half);
-    for (int i = 0; i < 16; ++i) {
-      const I word = i_load(unit + (i / 4) * 64);
-      const I code = i_and(i_shr(word, 8 * (i % 4) + 4 * half), i_set1(15));
-      const F v = kLut ? f_lookup16(lv.v, code) : f_sub(f_of_int(code), zero);
-      put<kRound>(out + (16 * half + i) * 16, v, s);
-    }
-  }
+inline I bits_at(const uint8_t* line, int shift, int mask) {
+  return i_and(i_shr(i_load(line), shift), i_set1(mask));
 }
 
-template <bool kLut, bool kRound>
-inline void decode_bytes(const PackedWeight& w, const Levels& lv, const uint8_t* panel, int k,
+// The codes of input i of a unit, one a lane (core/types.h says where they lie).
+template <Code kCode>
+inline I codes_of(const uint8_t* unit, int i) {
+  const int quad = i / 4, byte = 8 * (i % 4), half = quad / 4, part = quad % 4;
+  if (kCode == Code::kByte) return bits_at(unit + 64 * quad, byte, 255);
+  if (kCode == Code::kTwo || kCode == Code::kThree) {
+    const I two = bits_at(unit + 64 * half, byte + 2 * part, 3);
+    if (kCode == Code::kTwo) return two;
+    return i_or(two, i_shl(bits_at(unit + 128, byte + quad, 1), 2));
+  }
+  const I four = bits_at(unit + 64 * part, byte + 4 * half, 15);
+  if (kCode == Code::kFive) return i_or(four, i_shl(bits_at(unit + 256, byte + quad, 1), 4));
+  if (kCode == Code::kNibble) return four;
+  return i_or(four, i_shl(bits_at(unit + 256 + 64 * half, byte + 2 * part, 3), 4));
+}
+
+// Inputs [k, k + 32) of a panel to out[32][16].
+template <Code kCode, bool kLut, bool kRound>
+inline void decode_codes(const PackedWeight& w, const Levels32& lv, const uint8_t* panel, int k,
                          float* out) {
   const F zero = f_set1(static_cast<float>(w.zero));
-  const uint8_t* unit = panel + static_cast<int64_t>(k) * 16;
+  const uint8_t* unit = panel + static_cast<int64_t>(k / kUnit) * unit_bytes(kCode);
   for (int half = 0; half < 2; ++half) {
     const Scales s = scales_at(w, panel, k + 16 * half);
-    for (int i = 0; i < 16; ++i) {
-      const I word = i_load(unit + (4 * half + i / 4) * 64);
-      const I code = i_and(i_shr(word, 8 * (i % 4)), i_set1(255));
-      const F v = kLut ? f_lookup256(lv.v, code) : f_sub(f_of_int(code), zero);
-      put<kRound>(out + (16 * half + i) * 16, v, s);
+    for (int i = 16 * half; i < 16 * half + 16; ++i) {
+      const I code = codes_of<kCode>(unit, i);
+      F v;
+      if (kLut) {
+        v = level_count(kCode) == 16 ? f_lookup16(lv.v, code) : f_lookup256(lv.v, code);
+      } else {
+        v = f_sub(f_of_int(code), zero);
+      }
+      put<kRound>(out + i * 16, v, s);
     }
   }
 }
 
 template <bool kRound>
-inline void decode_unit(const PackedWeight& w, const Levels& lv, const uint8_t* panel, int k,
+inline void decode_f16(const uint8_t* panel, int k, float* out) {
+  const uint16_t* in = reinterpret_cast<const uint16_t*>(panel) + static_cast<int64_t>(k) * 16;
+  for (int i = 0; i < kUnit; ++i) {
+    const F v = f_load_half(in + 16 * i);
+    f_store(out + i * 16, kRound ? f_round_bf16(v) : v);
+  }
+}
+
+inline void decode_bf16(const uint8_t* panel, int k, float* out) {
+  for (int i = 0; i < kUnit; i += 2) {
+    const I pair = i_load(panel + static_cast<int64_t>(k + i) * 32);
+    f_store(out + i * 16, f_bf16_low(pair));
+    f_store(out + i * 16 + 16, f_bf16_high(pair));
+  }
+}
+
+template <bool kRound>
+inline void decode_f32(const uint8_t* panel, int k, float* out) {
+  const float* in = reinterpret_cast<const float*>(panel) + static_cast<int64_t>(k) * 16;
+  for (int i = 0; i < kUnit; ++i) {
+    const F v = f_load(in + 16 * i);
+    f_store(out + i * 16, kRound ? f_round_bf16(v) : v);
+  }
+}
+
+template <Code kCode, bool kRound>
+inline void decode_coded(const PackedWeight& w, const Levels32& lv, const uint8_t* panel, int k,
+                         float* out) {
+  w.levels8 || w.levels ? decode_codes<kCode, true, kRound>(w, lv, panel, k, out)
+                        : decode_codes<kCode, false, kRound>(w, lv, panel, k, out);
+}
+
+template <bool kRound>
+inline void decode_unit(const PackedWeight& w, const Levels32& lv, const uint8_t* panel, int k,
                         float* out) {
-  const bool lut = w.levels8 || w.levels;
-  if (w.code == Code::kNibble) {
-    lut ? decode_nibbles<true, kRound>(w, lv, panel, k, out)
-        : decode_nibbles<false, kRound>(w, lv, panel, k, out);
-  } else if (w.code == Code::kByte) {
-    lut ? decode_bytes<true, kRound>(w, lv, panel, k, out)
-        : decode_bytes<false, kRound>(w, lv, panel, k, out);
-  } else if (w.code == Code::kBf16) {
-    for (int i = 0; i < kUnit; i += 2) {
-      const I pair = i_load(panel + static_cast<int64_t>(k + i) * 32);
-      f_store(out + i * 16, f_bf16_low(pair));
-      f_store(out + i * 16 + 16, f_bf16_high(pair));
-    }
-  } else {
-    const float* in = reinterpret_cast<const float*>(panel) + static_cast<int64_t>(k) * 16;
-    for (int i = 0; i < kUnit; ++i) {
-      const F v = f_load(in + 16 * i);
-      f_store(out + i * 16, kRound ? f_round_bf16(v) : v);
-    }
+  switch (w.code) {
+    case Code::kTwo:
+      return decode_coded<Code::kTwo, kRound>(w, lv, panel, k, out);
+    case Code::kThree:
+      return decode_coded<Code::kThree, kRound>(w, lv, panel, k, out);
+    case Code::kNibble:
+      return decode_coded<Code::kNibble, kRound>(w, lv, panel, k, out);
+    case Code::kFive:
+      return decode_coded<Code::kFive, kRound>(w, lv, panel, k, out);
+    case Code::kSix:
+      return decode_coded<Code::kSix, kRound>(w, lv, panel, k, out);
+    case Code::kByte:
+      return decode_coded<Code::kByte, kRound>(w, lv, panel, k, out);
+    case Code::kF16:
+      return decode_f16<kRound>(panel, k, out);
+    case Code::kBf16:
+      return decode_bf16(panel, k, out);
+    case Code::kF32:
+      return decode_f32<kRound>(panel, k, out);
   }
 }
 
@@ -154,8 +195,8 @@ inline void float_rows(const ActView& x, FloatChunk& c, int k, int r, float* y, 
 
 // kPanels panels from p, all inputs, all rows.
 template <int kPanels, bool kRound>
-inline void float_panels(const PackedWeight& w, const Levels& lv, const ActView& x, int m, float* y,
-                         int64_t ldy, int p) {
+inline void float_panels(const PackedWeight& w, const Levels32& lv, const ActView& x, int m,
+                         float* y, int64_t ldy, int p) {
   alignas(64) float decoded[kPanels * kChunk * 16];
   for (int r = 0; r < m; ++r) {
     for (int i = 0; i < kPanels; ++i) f_store(y + r * ldy + 16 * i, f_zero());
@@ -186,9 +227,23 @@ inline void float_panels(const PackedWeight& w, const Levels& lv, const ActView&
   }
 }
 
-// bf16 weights by one row, straight from their lines: the same sums without the detour of a chunk.
-template <int kPanels, bool kRound>
-inline void bf16_row(const PackedWeight& w, const ActView& x, int r, float* y, int p) {
+// Weights of 16 bits by one row, straight from their lines: the same sums without the detour of a
+// chunk. Two inputs are one line.
+struct TwoInputs {
+  F even, odd;
+};
+template <Code kCode>
+inline TwoInputs load_line(const uint8_t* line) {
+  if (kCode == Code::kF16) {
+    const uint16_t* half = reinterpret_cast<const uint16_t*>(line);
+    return {f_load_half(half), f_load_half(half + 16)};
+  }
+  const I pair = i_load(line);
+  return {f_bf16_low(pair), f_bf16_high(pair)};
+}
+
+template <Code kCode, int kPanels, bool kRound>
+inline void short_row(const PackedWeight& w, const ActView& x, int r, float* y, int p) {
   const int64_t row = static_cast<int64_t>(r) * x.k_pad;
   F acc[kPanels];
   for (int i = 0; i < kPanels; ++i) acc[i] = f_zero();
@@ -198,30 +253,36 @@ inline void bf16_row(const PackedWeight& w, const ActView& x, int r, float* y, i
     for (int i = 0; i < kPanels; ++i) {
       const uint8_t* line = panel_at(w, p + i) + static_cast<int64_t>(k) * 32;
       __builtin_prefetch(line + 1024);
-      const I pair = i_load(line);
-      acc[i] = f_fma(f_bf16_high(pair), odd, f_fma(f_bf16_low(pair), even, acc[i]));
+      TwoInputs v = load_line<kCode>(line);
+      if (kCode == Code::kF16 && kRound) v = {f_round_bf16(v.even), f_round_bf16(v.odd)};
+      acc[i] = f_fma(v.odd, odd, f_fma(v.even, even, acc[i]));
     }
   }
   for (int i = 0; i < kPanels; ++i) f_store(y + 16 * i, acc[i]);
 }
 
-template <bool kRound>
-inline void few_bf16_rows(const PackedWeight& w, const ActView& x, int m, float* y, int64_t ldy,
-                          int p0, int p1) {
+template <Code kCode, bool kRound>
+inline void few_short_rows(const PackedWeight& w, const ActView& x, int m, float* y, int64_t ldy,
+                           int p0, int p1) {
   int p = p0;
   for (; p + kTilePanels <= p1; p += kTilePanels) {
-    for (int r = 0; r < m; ++r) bf16_row<kTilePanels, kRound>(w, x, r, y + r * ldy + 16 * p, p);
+    for (int r = 0; r < m; ++r) {
+      short_row<kCode, kTilePanels, kRound>(w, x, r, y + r * ldy + 16 * p, p);
+    }
   }
   for (; p < p1; ++p) {
-    for (int r = 0; r < m; ++r) bf16_row<1, kRound>(w, x, r, y + r * ldy + 16 * p, p);
+    for (int r = 0; r < m; ++r) short_row<kCode, 1, kRound>(w, x, r, y + r * ldy + 16 * p, p);
   }
 }
 
 template <bool kRound>
 inline void linear_float(const PackedWeight& w, const ActView& x, int m, float* y, int64_t ldy,
                          int p0, int p1) {
-  if (w.code == Code::kBf16 && m <= 2) return few_bf16_rows<kRound>(w, x, m, y, ldy, p0, p1);
-  Levels lv;
+  if (m <= 2 && w.code == Code::kBf16)
+    return few_short_rows<Code::kBf16, kRound>(w, x, m, y, ldy, p0, p1);
+  if (m <= 2 && w.code == Code::kF16)
+    return few_short_rows<Code::kF16, kRound>(w, x, m, y, ldy, p0, p1);
+  Levels32 lv;
   if (w.levels8 || w.levels) fill_levels(w, &lv);
   int p = p0;
   if (m == 1) {
@@ -236,7 +297,7 @@ inline void linear_float(const PackedWeight& w, const ActView& x, int m, float* 
 }
 
 inline void unpack_row(const PackedWeight& w, int row, float* out) {
-  Levels lv;
+  Levels32 lv;
   if (w.levels8 || w.levels) fill_levels(w, &lv);
   const int lane = row % 16;
   const uint8_t* panel = panel_at(w, row / 16);

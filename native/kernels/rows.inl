@@ -1,42 +1,51 @@
-// The rows that every ISA has: the plain integer products and the codec path. `fast` marks the
-// codec rows that are as good as hand-written (floats need no decoding).
+// The rows that every ISA has: the integer products and the codec path. `fast` marks the codec rows
+// that are as good as hand-written (floats need no decoding).
 
 #define OCTAVO_ROW_NAME(what) "linear_" what "_" OCTAVO_ISA_NAME
 
-#define OCTAVO_PLAIN_A8_ROWS                                                     \
-  {OCTAVO_ROW_NAME("a8_w4"),    Act::kA8, Code::kNibble, false, false, false,    \
-   linear_a8_plain<true, false>},                                                \
-      {OCTAVO_ROW_NAME("a8_w8"),     Act::kA8, Code::kByte, false, false, false, \
-       linear_a8_plain<false, false>},                                           \
-      {OCTAVO_ROW_NAME("a8_lut4"), Act::kA8, Code::kNibble, true, false, false,  \
-       linear_a8_plain<true, true>},                                             \
-  {                                                                              \
-    OCTAVO_ROW_NAME("a8_lut8"), Act::kA8, Code::kByte, true, false, false,       \
-        linear_a8_plain<false, true>                                             \
-  }
+#define OCTAVO_A8_ROW(what, code, levels, fast, run) \
+  {OCTAVO_ROW_NAME("a8_" what), Act::kA8, code, levels, fast, false, run}
+
+#define OCTAVO_PLAIN_A8_ROW(what, code, levels) \
+  OCTAVO_A8_ROW(what, code, levels, false, (linear_a8_plain<Wide{code, levels}>))
+
+#define OCTAVO_TILED_A8_ROW(what, code, levels) \
+  OCTAVO_A8_ROW(what, code, levels, true, (linear_a8_tiled<Wide{code, levels}>))
+
+#define OCTAVO_AFFINE_A8_ROWS(row)                                                    \
+  row("w2", Code::kTwo, Levels::kNone), row("w3", Code::kThree, Levels::kNone),       \
+      row("w4", Code::kNibble, Levels::kNone), row("w5", Code::kFive, Levels::kNone), \
+      row("w6", Code::kSix, Levels::kNone), row("w8", Code::kByte, Levels::kNone)
+
+#define OCTAVO_PLAIN_A8_ROWS                                     \
+  OCTAVO_AFFINE_A8_ROWS(OCTAVO_PLAIN_A8_ROW),                    \
+      OCTAVO_PLAIN_A8_ROW("lut4", Code::kNibble, Levels::kInt8), \
+      OCTAVO_PLAIN_A8_ROW("lut8", Code::kByte, Levels::kInt8)
 
 // With hand-written dots; codebooks of bytes stay plain.
-#define OCTAVO_TILED_A8_ROWS                                                   \
-  {OCTAVO_ROW_NAME("a8_w4"),      Act::kA8, Code::kNibble, false, true, false, \
-   linear_a8_tiled<Wide::kNibble>},                                            \
-      {OCTAVO_ROW_NAME("a8_lut4"), Act::kA8, Code::kNibble, true, true, false, \
-       linear_a8_tiled<Wide::kLut>},                                           \
-      {OCTAVO_ROW_NAME("a8_w8"),    Act::kA8, Code::kByte, false, true, false, \
-       linear_a8_tiled<Wide::kByte>},                                          \
-  {                                                                            \
-    OCTAVO_ROW_NAME("a8_lut8"), Act::kA8, Code::kByte, true, false, false,     \
-        linear_a8_plain<false, true>                                           \
+#define OCTAVO_TILED_A8_ROWS                                     \
+  OCTAVO_AFFINE_A8_ROWS(OCTAVO_TILED_A8_ROW),                    \
+      OCTAVO_TILED_A8_ROW("lut4", Code::kNibble, Levels::kInt8), \
+      OCTAVO_PLAIN_A8_ROW("lut8", Code::kByte, Levels::kInt8)
+
+#define OCTAVO_CODEC_ROWS(act, name, bits, code, run)                               \
+  {OCTAVO_ROW_NAME(name "_w" bits), act, code, Levels::kNone, false, false, run}, { \
+    OCTAVO_ROW_NAME(name "_lut" bits), act, code, Levels::kAny, false, false, run   \
   }
 
-#define OCTAVO_FLOAT_ROWS_OF(act, name, round, fast)                                                \
-  {OCTAVO_ROW_NAME(name "_w4"), act, Code::kNibble, false, false, false, linear_float<round>},      \
-      {OCTAVO_ROW_NAME(name "_lut4"), act, Code::kNibble, true, false, false, linear_float<round>}, \
-      {OCTAVO_ROW_NAME(name "_w8"), act, Code::kByte, false, false, false, linear_float<round>},    \
-      {OCTAVO_ROW_NAME(name "_lut8"), act, Code::kByte, true, false, false, linear_float<round>},   \
-      {OCTAVO_ROW_NAME(name "_bf16"), act, Code::kBf16, false, fast, false, linear_float<round>},   \
-  {                                                                                                 \
-    OCTAVO_ROW_NAME(name "_f32"), act, Code::kF32, false, fast, false, linear_float<round>          \
-  }
+#define OCTAVO_VALUE_ROW(act, name, code, fast, run) \
+  {OCTAVO_ROW_NAME(name), act, code, Levels::kNone, fast, false, run}
+
+#define OCTAVO_FLOAT_ROWS_OF(act, name, round, fast)                               \
+  OCTAVO_CODEC_ROWS(act, name, "2", Code::kTwo, linear_float<round>),              \
+      OCTAVO_CODEC_ROWS(act, name, "3", Code::kThree, linear_float<round>),        \
+      OCTAVO_CODEC_ROWS(act, name, "4", Code::kNibble, linear_float<round>),       \
+      OCTAVO_CODEC_ROWS(act, name, "5", Code::kFive, linear_float<round>),         \
+      OCTAVO_CODEC_ROWS(act, name, "6", Code::kSix, linear_float<round>),          \
+      OCTAVO_CODEC_ROWS(act, name, "8", Code::kByte, linear_float<round>),         \
+      OCTAVO_VALUE_ROW(act, name "_f16", Code::kF16, fast, linear_float<round>),   \
+      OCTAVO_VALUE_ROW(act, name "_bf16", Code::kBf16, fast, linear_float<round>), \
+      OCTAVO_VALUE_ROW(act, name "_f32", Code::kF32, fast, linear_float<round>)
 
 #define OCTAVO_FLOAT_ROWS(fast)                          \
   OCTAVO_FLOAT_ROWS_OF(Act::kBf16, "abf16", true, fast), \

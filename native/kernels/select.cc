@@ -37,8 +37,8 @@ const KernelTable* best() {
 
 bool serves(const LinearKernel& row, const PackedWeight& w, Act act) {
   if (row.act != act || row.code != w.code) return false;
-  if (act == Act::kA8 && w.levels) return false;
-  return row.levels == (w.levels8 || w.levels);
+  if (!w.levels8 && !w.levels) return row.levels == Levels::kNone;
+  return row.levels == Levels::kAny || (w.levels8 && row.levels == Levels::kInt8);
 }
 
 }  // namespace

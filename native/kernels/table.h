@@ -21,11 +21,15 @@ namespace octavo {
 using LinearFn = void (*)(const PackedWeight& w, const ActView& x, int m, float* y, int64_t ldy,
                           int p0, int p1);
 
+// Which codebooks a row serves: none (affine codes only), those of integers, or any.
+enum class Levels : uint8_t { kNone, kInt8, kAny };
+
 struct LinearKernel {
-  const char* name;  // grammar: linear_<a8|abf16|a32>_<w4|w8|bf16|f32|lut4|lut8>_<isa>
+  // Grammar: linear_<a8|abf16|a32>_<w2|w3|w4|w5|w6|w8|f16|bf16|f32|lut2 .. lut8>_<isa>
+  const char* name;
   Act act;
   Code code;
-  bool levels;        // for codebooks (a8: integer ones; else any); false: for affine codes only
+  Levels levels;
   bool fast;          // a hand-written kernel; false: the codec path, named as a fallback
   bool isa_rounding;  // rounds in the instruction's own way (vdpbf16ps): equality is per ISA only
   LinearFn run;

@@ -74,7 +74,7 @@ bool gguf_plan(const std::string& type, int n, int k, PackPlan* out) {
   }
   const GgufBlock* b = gguf_block(type);
   if (!b || k % b->inputs != 0) return false;
-  out->code = b->bits <= 4 ? Code::kNibble : Code::kByte;
+  out->code = code_for(b->bits);
   out->group = b->group;
   out->zero = b->zero;
   out->scale_f32 = !b->half_scales;

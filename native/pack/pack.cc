@@ -19,22 +19,6 @@ struct Geometry {
 
 int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
-bool has_codes(Code code) { return code == Code::kNibble || code == Code::kByte; }
-
-int64_t code_bytes(Code code, int k_pad) {  // of a panel
-  switch (code) {
-    case Code::kNibble:
-      return static_cast<int64_t>(k_pad) * 8;
-    case Code::kByte:
-      return static_cast<int64_t>(k_pad) * 16;
-    case Code::kBf16:
-      return static_cast<int64_t>(k_pad) * 32;
-    case Code::kF32:
-      break;
-  }
-  return static_cast<int64_t>(k_pad) * 64;
-}
-
 Geometry geometry(const PackPlan& plan) {
   Geometry g = {};
   g.k_pad = static_cast<int>(round_up(plan.k, kUnit));
@@ -44,7 +28,7 @@ Geometry geometry(const PackPlan& plan) {
     g.table_bytes = static_cast<int64_t>(g.n_groups) * kLanes * (plan.scale_f32 ? 4 : 2);
     g.front = round_up(g.table_bytes * (plan.has_offset ? 2 : 1), 64);
   }
-  g.panel_bytes = g.front + code_bytes(plan.code, g.k_pad);
+  g.panel_bytes = g.front + static_cast<int64_t>(g.k_pad / kUnit) * unit_bytes(plan.code);
   return g;
 }
 
@@ -55,28 +39,49 @@ uint8_t* row_words(const Geometry& g, uint8_t* data, int row) {
 
 inline void put_word(uint8_t* line, uint32_t word) { std::memcpy(line, &word, 4); }
 
-// 32 codes of one row to 4 words of nibbles, or 8 of bytes.
+// Bits [from, from + width) of the codes of the unit's quads `first`, first + step, ... as one word
+// of a plane: the i-th of them in the i-th field of each byte.
+inline uint32_t plane_word(const uint8_t* codes, int from, int width, int first, int step) {
+  const uint32_t mask = ((1u << width) - 1u) * 0x01010101u;
+  uint32_t word = 0;
+  for (int i = 0; i < 8 / width; ++i) {
+    word |= (load_u32(codes + 4 * (first + step * i)) >> from & mask) << (width * i);
+  }
+  return word;
+}
+
+inline void put_nibbles(const uint8_t* codes, uint8_t* out) {
+  for (int j = 0; j < 4; ++j) put_word(out + 64 * j, plane_word(codes, 0, 4, j, 4));
+}
+inline void put_pairs(const uint8_t* codes, int from, uint8_t* out) {
+  for (int j = 0; j < 2; ++j) put_word(out + 64 * j, plane_word(codes, from, 2, 4 * j, 1));
+}
+
+// 32 codes of one row to its words, one a line.
 inline void pack_unit(Code code, const uint8_t* codes, uint8_t* out) {
   if (code == Code::kByte) {
     for (int j = 0; j < 8; ++j) put_word(out + 64 * j, load_u32(codes + 4 * j));
-    return;
-  }
-  for (int j = 0; j < 4; ++j) {
-    put_word(out + 64 * j, load_u32(codes + 4 * j) | load_u32(codes + 16 + 4 * j) << 4);
+  } else if (code == Code::kTwo || code == Code::kThree) {
+    put_pairs(codes, 0, out);
+    if (code == Code::kThree) put_word(out + 128, plane_word(codes, 2, 1, 0, 1));
+  } else {
+    put_nibbles(codes, out);
+    if (code == Code::kFive) put_word(out + 256, plane_word(codes, 4, 1, 0, 1));
+    if (code == Code::kSix) put_pairs(codes, 4, out + 256);
   }
 }
 
 void pack_codes(const PackPlan& plan, const Geometry& g, uint8_t* out, const uint8_t* codes) {
-  const int64_t unit_bytes = plan.code == Code::kByte ? 512 : 256;
+  const int64_t unit = unit_bytes(plan.code);
   int k = 0;
   for (; k + kUnit <= plan.k; k += kUnit) {
-    pack_unit(plan.code, codes + k, out + k / kUnit * unit_bytes);
+    pack_unit(plan.code, codes + k, out + k / kUnit * unit);
   }
   if (k == g.k_pad) return;
   uint8_t last[kUnit];
   std::memset(last, plan.zero, kUnit);
   std::memcpy(last, codes + k, static_cast<size_t>(plan.k - k));
-  pack_unit(plan.code, last, out + k / kUnit * unit_bytes);
+  pack_unit(plan.code, last, out + k / kUnit * unit);
 }
 
 // One value per group of row `row`; groups that the row doesn't have (padding) are 0.
@@ -111,6 +116,14 @@ void pack_f32_row(const PackPlan& plan, const Geometry& g, uint8_t* data, int ro
     for (int k = plan.k; k < g.k_pad; ++k) put_word(out + 64 * static_cast<int64_t>(k), 0);
     return;
   }
+  if (plan.code == Code::kF16) {
+    out -= row % kLanes * 2;  // 2 bytes a row
+    for (int k = 0; k < g.k_pad; ++k) {
+      const uint16_t h = k < plan.k ? float_to_half(w[k]) : uint16_t{0};
+      std::memcpy(out + 32 * static_cast<int64_t>(k), &h, 2);
+    }
+    return;
+  }
   for (int k = 0; k < g.k_pad; k += 2) {
     const uint32_t even = k < plan.k ? float_to_bf16(w[k]) : 0u;
     const uint32_t odd = k + 1 < plan.k ? float_to_bf16(w[k + 1]) : 0u;
@@ -120,6 +133,13 @@ void pack_f32_row(const PackPlan& plan, const Geometry& g, uint8_t* data, int ro
 
 }  // namespace
 
+Code code_for(int bits) {
+  constexpr Code kBits[] = {Code::kTwo,  Code::kTwo, Code::kTwo,  Code::kThree, Code::kNibble,
+                            Code::kFive, Code::kSix, Code::kByte, Code::kByte};
+  assert(bits >= 1 && bits <= 8);
+  return kBits[bits];
+}
+
 int64_t packed_bytes(const PackPlan& plan) {
   const Geometry g = geometry(plan);
   return g.panel_bytes * g.panels;
@@ -127,7 +147,7 @@ int64_t packed_bytes(const PackPlan& plan) {
 
 PackedWeight packed_view(const PackPlan& plan, uint8_t* data) {
   const Geometry g = geometry(plan);
-  const size_t codes = plan.code == Code::kNibble ? 16 : 256;
+  const size_t codes = static_cast<size_t>(level_count(plan.code));
   assert(plan.levels8.empty() || plan.levels8.size() == codes);
   assert(plan.levels.empty() || plan.levels.size() == codes);
   static_cast<void>(codes);

@@ -18,14 +18,17 @@ struct AffineRows {
   std::vector<float> offsets;  // [rows][k / group] or empty
 };
 
-// Describes the panels of a weight before any row is known. bits > 4 is widened to kByte,
-// bits <= 4 to kNibble (codes keep their values). `scale_f32`: some scale is not an fp16 value.
+// The smallest code that holds `bits` bits (codes keep their values).
+Code code_for(int bits);
+
+// Describes the panels of a weight before any row is known. `scale_f32`: some scale is not an fp16
+// value.
 struct PackPlan {
   int n = 0, k = 0;
   Code code = Code::kF32;
   int group = 0, zero = 0;
   bool scale_f32 = false, has_offset = false;
-  // Codebooks: 16 entries for kNibble, 256 for kByte (filled up with zeros), or none.
+  // Codebooks: 16 entries for codes of up to 4 bits, else 256 (filled up with zeros), or none.
   std::vector<int8_t> levels8;
   std::vector<float> levels;
 };
@@ -39,7 +42,7 @@ PackedWeight packed_view(const PackPlan& plan, uint8_t* data);
 // panels are cleared by `clear_padding`, once.
 void pack_affine(const PackPlan& plan, uint8_t* data, int row0, const AffineRows& rows);
 void pack_f32(const PackPlan& plan, uint8_t* data, int row0, int rows,
-              const float* w);  // kF32, kBf16
+              const float* w);  // kF32, kF16, kBf16
 void clear_padding(const PackPlan& plan, uint8_t* data);
 
 // GGUF blocks -> affine rows (exact). type: "Q4_0" ... "IQ4_XS". Returns false for an unknown type.

@@ -11,10 +11,17 @@ U8 = npt.NDArray[np.uint8]
 I32 = npt.NDArray[np.int32]
 
 class Code(enum.Enum):
-    NIBBLE = 0
-    BYTE = 1
-    BF16 = 2
-    F32 = 3
+    TWO = 0
+    THREE = 1
+    NIBBLE = 2
+    FIVE = 3
+    SIX = 4
+    BYTE = 5
+    F16 = 6
+    BF16 = 7
+    F32 = 8
+
+def code_for(bits: int) -> Code: ...
 
 class Act(enum.Enum):
     A8 = 0

@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 
 from octavo._native import testing
-from support.packed_weights import BY_NAME, FORMS, ISAS, Case, Form, a8_group, bf16, make_case
+from support.packed_weights import BITS, BY_NAME, FORMS, ISAS, Case, Form, a8_group, bf16, make_case
 
 SHAPES = [(16, 32), (40, 96), (33, 40), (16, 320), (97, 192), (5, 256)]
 ROWS = [1, 2, 3, 4, 5, 6, 7, 8, 9, 17]
 ACTS = ["a8", "abf16", "a32"]
+
+
+CODES = (2, 3, 4, 5, 6, 8)
+AFFINE = ("q8_0", "int6_channel", "q5_0", "q4_0", "int3_g64", "int2_g32")
 
 
 def gamma(n: int) -> float:
@@ -29,7 +33,7 @@ def fits(form: Form, k: int) -> bool:
 
 
 def serves(form: Form, act: str) -> bool:
-    return not (act == "a8" and (form.levels or form.code in ("bf16", "f32")))
+    return not (act == "a8" and (form.levels or form.code not in BITS))
 
 
 PAIRS = [(form, act) for form in FORMS for act in ACTS if serves(form, act)]
@@ -148,7 +152,8 @@ def test_a_range_of_panels_gives_the_same_bits_and_writes_nothing_else(
 @pytest.mark.parametrize("isa", ISAS)
 def test_extreme_codes_do_not_saturate(isa: str) -> None:
     """The largest code times the largest activation, everywhere: the sums of 16 bits would wrap."""
-    for form, code in [(BY_NAME["q8_0"], 255), (BY_NAME["q8_0"], 0), (BY_NAME["q4_0"], 15)]:
+    last = [(BY_NAME[name], (1 << BITS[BY_NAME[name].code]) - 1) for name in AFFINE]
+    for form, code in [*last, (BY_NAME["q8_0"], 0)]:
         packed = testing.packed(16, 64, form.code, 32, form.zero)
         ones = np.ones((16, 2), np.float32)
         packed.pack_affine(0, np.full((16, 64), code, np.uint8), ones)
@@ -181,7 +186,8 @@ def test_kernel_names_follow_the_grammar_and_are_unique() -> None:
             head, act, what, own = name.split("_")
             assert head == "linear"
             assert act in ACTS
-            assert what in ("w4", "w8", "bf16", "f32", "lut4", "lut8")
+            coded = [f"{kind}{bits}" for kind in ("w", "lut") for bits in CODES]
+            assert what in ("f16", "bf16", "f32", *coded)
             assert own in ISAS
 
 
@@ -190,8 +196,8 @@ def test_fast_rows_come_first_and_a_float_codebook_has_no_a8() -> None:
     for isa in ISAS:
         assert testing.selected(isa, case.packed, "a8") == ""
         fast = {name: quick for name, _, _, _, quick, _ in testing.rows(isa)}
-        if isa.startswith("avx512"):
-            for name in ("q4_0", "q8_0", "iq4_nl"):
+        if isa != "generic":
+            for name in (*AFFINE, "iq4_nl"):
                 packed = make_case(BY_NAME[name], 16, 64, seed=0).packed
                 assert fast[testing.selected(isa, packed, "a8")]
 

@@ -9,7 +9,7 @@ from octavo._native import testing
 from octavo.formats.granularity import PerGroup
 from octavo.formats.number_format import NumberFormat
 from octavo.formats.rtn import encode
-from support.packed_weights import FORMS, ISAS, Form, bf16, make_case
+from support.packed_weights import BITS, FORMS, ISAS, Form, bf16, make_case
 
 SHAPES = [(1, 32), (16, 64), (17, 48), (40, 96), (5, 33)]
 
@@ -30,9 +30,9 @@ def test_unpack_is_the_inverse_of_pack(isa: str, form: Form) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("code", ["nibble", "byte"])
+@pytest.mark.parametrize("code", sorted(BITS))
 def test_every_code_has_its_value(isa: str, code: str) -> None:
-    count = 16 if code == "nibble" else 256
+    count = 1 << BITS[code]
     for zero in (0, count // 2, count - 1):
         codes = np.stack([np.roll(np.arange(256) % count, r) for r in range(16)]).astype(np.uint8)
         packed = testing.packed(16, 256, code, 32, zero)
@@ -55,6 +55,35 @@ def test_layout_of_nibbles_is_as_documented() -> None:
     assert (scales[1, :, :4] == 1).all()
     assert (scales[1, :, 4:] == 0).all()
     assert (panels[1, 64:].reshape(2, 4, 16, 4)[:, :, 4:] == 0x88).all()
+
+
+def fields(line: np.ndarray, bits: int) -> np.ndarray:
+    """The `bits` wide fields of bytes [..., 4], as [..., 8 / bits, 4]."""
+    shifts = np.arange(0, 8, bits)[:, None]
+    return (line[..., None, :] >> shifts) & ((1 << bits) - 1)
+
+
+@pytest.mark.parametrize("code", ["two", "three", "five", "six"])
+def test_layout_of_planes_is_as_documented(code: str) -> None:
+    bits = BITS[code]
+    codes = np.random.default_rng(0).integers(0, 1 << bits, (20, 64)).astype(np.uint8)
+    packed = testing.packed(20, 64, code, 32, 1)
+    packed.pack_affine(0, codes, np.ones((20, 2), np.float32))
+    panels = np.frombuffer(packed.raw(), np.uint8).reshape(2, packed.panel_bytes)
+    assert packed.panel_bytes == 2 * 64 * bits + 2 * 32
+    units = panels[:, 64:].reshape(2, 2, bits, 16, 4)
+    quads = codes.reshape(20, 2, 8, 4)
+    for row in range(20):
+        lines = units[row // 16, :, :, row % 16]
+        if bits < 4:  # planes of two bits, and of one
+            low = fields(lines[:, :2], 2).reshape(2, 8, 4)
+            rest = fields(lines[:, 2:], 1).reshape(2, -1, 4)
+        else:  # nibbles, whose fields are four quads apart; the rest
+            low = fields(lines[:, :4], 4).transpose(0, 2, 1, 3).reshape(2, 8, 4)
+            rest = fields(lines[:, 4:], bits - 4).reshape(2, 8, 4)
+        high = rest << min(bits, 4) if bits > 4 else rest << 2
+        np.testing.assert_array_equal(low | high if bits != 2 else low, quads[row])
+    assert (panels[:, :64].reshape(2, -1).view(np.float16).reshape(2, 2, 16)[0] == 1).all()
 
 
 def test_bf16_rows_are_rounded_half_to_even() -> None:

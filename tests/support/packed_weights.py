@@ -14,6 +14,8 @@ F32 = npt.NDArray[np.float32]
 ISAS: list[str] = testing.isas()
 IQ4 = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
 
+BITS = {"two": 2, "three": 3, "nibble": 4, "five": 5, "six": 6, "byte": 8}
+
 
 @dataclass(frozen=True, slots=True)
 class Form:
@@ -34,19 +36,29 @@ FORMS = [
     Form("q4_1", "nibble", 32, 0, offset=True),
     Form("q4_g64", "nibble", 64, 8),
     Form("q4_g128_offset", "nibble", 128, 8, True, offset=True),
-    Form("q3_k", "nibble", 16, 4, True),
-    Form("q2_k", "nibble", 16, 0, True, offset=True),
+    Form("q3_k", "three", 16, 4, True),
+    Form("int3_g64", "three", 64, 4),
+    Form("q2_k", "two", 16, 0, True, offset=True),
+    Form("ternary_channel", "two", 0, 2),
+    Form("int2_g32", "two", 32, 2),
+    Form("lut2", "two", 64, levels=True),
+    Form("lut3", "three", 32, levels=True),
     Form("int4_channel", "nibble", 0, 8),
     Form("iq4_nl", "nibble", 32, levels8=True),
     Form("iq4_xs_g16", "nibble", 16, 0, True, levels8=True),
     Form("nf4", "nibble", 64, 0, True, levels=True),
     Form("q8_0", "byte", 32, 128),
-    Form("q6_k", "byte", 16, 32, True),
-    Form("q5_k", "byte", 32, 0, True, offset=True),
+    Form("q6_k", "six", 16, 32, True),
+    Form("int6_channel", "six", 0, 32),
+    Form("lut6", "six", 64, levels=True),
+    Form("q5_k", "five", 32, 0, True, offset=True),
+    Form("q5_0", "five", 32, 16),
+    Form("int5_g16", "five", 16, 16),
     Form("int8_channel", "byte", 0, 128, True),
     Form("int8_g64", "byte", 64, 128),
     Form("lut8", "byte", 32, 0, levels8=True),
     Form("fp8", "byte", 0, 0, True, levels=True),
+    Form("f16", "f16"),
     Form("bf16", "bf16"),
     Form("f32", "f32"),
 ]
@@ -79,7 +91,7 @@ def a8_group(form: Form, k: int) -> int:
 
 
 def levels_of(form: Form, rng: np.random.Generator) -> npt.NDArray[np.generic] | None:
-    size = 16 if form.code == "nibble" else 256
+    size = 16 if BITS[form.code] <= 4 else 256
     if form.levels8:
         return IQ4 if size == 16 else rng.integers(-128, 128, size).astype(np.int8)
     if form.levels:
@@ -89,6 +101,8 @@ def levels_of(form: Form, rng: np.random.Generator) -> npt.NDArray[np.generic] |
 
 def float_case(form: Form, n: int, k: int, rng: np.random.Generator) -> Case:
     dense = rng.standard_normal((n, k)).astype(np.float32)
+    if form.code == "f16":
+        dense = dense.astype(np.float16).astype(np.float32)
     if form.code == "bf16":
         dense = bf16(dense)
     packed = testing.packed(n, k, form.code)
@@ -98,11 +112,11 @@ def float_case(form: Form, n: int, k: int, rng: np.random.Generator) -> Case:
 
 def make_case(form: Form, n: int, k: int, seed: int) -> Case:
     rng = np.random.default_rng(seed)
-    if form.code in ("bf16", "f32"):
+    if form.code not in BITS:
         return float_case(form, n, k, rng)
     group = form.group if 0 < form.group < k else k
     groups = -(-k // group)
-    codes = rng.integers(0, 16 if form.code == "nibble" else 256, (n, k)).astype(np.uint8)
+    codes = rng.integers(0, 1 << BITS[form.code], (n, k)).astype(np.uint8)
     scales = (rng.standard_normal((n, groups)) / 64).astype(np.float16).astype(np.float32)
     if form.scale_f32:
         scales *= np.float32(1.0003)

@@ -20,7 +20,7 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 ROWS, INPUTS, GROUP, TOKENS = 40, 96, 32, 3  # 40 rows: the third panel of 16 is half padding
 UNIT = 2.0**-24  # half an ulp of 1 in fp32
-ZEROS = {"nibble": 8, "byte": 128}
+ZEROS = {"two": 2, "three": 4, "nibble": 8, "five": 16, "six": 32, "byte": 128}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def runnable_isas() -> tuple[str, ...]:
 def check_kernels(isas: tuple[str, ...] | None = None) -> tuple[KernelCheck, ...]:
     """Run everything on `isas` (by default all that run here)."""
     native = native_testing()
-    cases = {code: _case(native, code) for code in ("nibble", "byte", "bf16", "f32")}
+    cases = {code: _case(native, code) for code in (*ZEROS, "f16", "bf16", "f32")}
     chosen = isas if isas is not None else runnable_isas()
     return tuple(check for isa in chosen for check in _check_isa(native, isa, cases))
 
@@ -121,11 +121,16 @@ def _inputs() -> F32:
     return np.random.default_rng(1).standard_normal((TOKENS, INPUTS), dtype=np.float32)
 
 
+def _stored(values: F32, code: str) -> F32:
+    if code == "f16":
+        return values.astype(np.float16).astype(np.float32)
+    return _bf16(values).astype(np.float32) if code == "bf16" else values
+
+
 def _case(native: Any, code: str) -> _Case:
     draws = np.random.default_rng(0)
-    if code in ("bf16", "f32"):
-        values = draws.standard_normal((ROWS, INPUTS), dtype=np.float32)
-        values = _bf16(values).astype(np.float32) if code == "bf16" else values
+    if code not in ZEROS:
+        values = _stored(draws.standard_normal((ROWS, INPUTS), dtype=np.float32), code)
         packed = native.packed(ROWS, INPUTS, code)
         packed.pack_f32(0, values)
         return _Case(packed, values)

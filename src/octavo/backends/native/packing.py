@@ -91,10 +91,10 @@ def _completed(item: Storage, rows: AffineRows) -> _native.PackPlan:
     plan.group, plan.zero = rows.group, rows.zero
     plan.has_offset = rows.offsets is not None
     plan.scale_f32 = item.format.scale != "fp16" or item.format.zero == "int"
-    wide = item.format.bits > 4 or (item.format.zero == "int" and rows.offsets is None)
-    plan.code = _native.Code.BYTE if wide else _native.Code.NIBBLE
+    shifted = item.format.zero == "int" and rows.offsets is None
+    plan.code = _native.code_for(8 if shifted else item.format.bits)
     if rows.levels is not None:
-        levels = np.zeros(256 if wide else 16, np.float32)
+        levels = np.zeros(16 if item.format.bits <= 4 else 256, np.float32)
         levels[: rows.levels.size] = rows.levels
         if item.format.variant == "iq4nl":
             plan.levels8 = [int(level) for level in levels]

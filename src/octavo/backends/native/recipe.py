@@ -97,7 +97,7 @@ def pack_plan(item: Storage) -> _native.PackPlan:
     if item.method == "floats":
         plan.code = _native.Code.BF16 if item.format == BF16 else _native.Code.F32
         return plan
-    plan.code = _native.Code.NIBBLE if item.format.bits <= 4 else _native.Code.BYTE
+    plan.code = _native.code_for(item.format.bits)
     plan.group = _group(item.format, item.shape)
     plan.zero = 0 if item.format.zero != "none" else 2 ** (item.format.bits - 1)
     plan.has_offset = item.format.zero != "none"
