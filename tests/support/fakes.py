@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from zlib import crc32
@@ -24,6 +25,8 @@ from octavo.backends.base import (
     StepCancelled,
     StepResult,
 )
+from octavo.core.errors import ModelFileError
+from octavo.engine.engine import Engine
 from octavo.engine.request import Request, SamplingParams, TokenLogprobs
 from octavo.engine.sampling import Counts, Draw, Sampled, raw_logprobs, sample_reference
 from octavo.spec.decoder import AttentionSpec, DecoderSpec, DenseMlp, LayerSpec, RopeSpec
@@ -301,6 +304,21 @@ def fake_executor(
     """Small enough that blocks, budget and slots all run short."""
     config = config or RuntimeConfig(max_tokens=6, max_seqs=3, context=24, block_size=4)
     return FakeExecutor(FakeModel(vocab, windows), config, (kv_blocks,) * len(windows))
+
+
+def fake_engine(delay: float = 0.0, **config: object) -> Engine:
+    """For a child process: an engine on a fake executor, each of whose steps takes `delay` s."""
+    defaults = {"max_tokens": 6, "max_seqs": 3, "context": 24, "block_size": 4}
+    executor = fake_executor(config=RuntimeConfig(**{**defaults, **config}))
+    if delay:
+        step = executor.step
+        executor.step = lambda batch: (time.sleep(delay), step(batch))[1]
+    return Engine(executor)
+
+
+def broken_engine() -> Engine:
+    """For a child process: what can't be loaded."""
+    raise ModelFileError("the file is damaged; fetch it again")
 
 
 class ByteTokenizer:

@@ -56,6 +56,10 @@ class OverloadedError(OctavoError):
         self.retry_after = retry_after
 
 
+class UnavailableError(OctavoError):
+    """The engine is starting, restarting or gone. Try again; its health says when."""
+
+
 class DeadlineError(OctavoError):
     """A request was not done within its own time."""
 

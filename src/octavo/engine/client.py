@@ -2,8 +2,8 @@
 
 The engine runs on a thread of its own, so that SIGINT, which Python delivers to the main thread,
 interrupts a caller that waits and never the engine: the caller's stream closes, which aborts its
-requests between two steps, and cancels a step that computes for aborted requests only. A child
-process will stand behind the same calls.
+requests between two steps, and cancels a step that computes for aborted requests only. `process`
+has the same calls with a child process behind them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import queue
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from octavo.core.closing import Closing
@@ -46,7 +46,7 @@ class OutputStream(Iterator[Output], Closing):
     aborts what still runs. Failures of the engine itself are raised from `next`.
     """
 
-    def __init__(self, client: EngineClient, requests: tuple[Request, ...], inbox: Inbox) -> None:
+    def __init__(self, client: EngineClient, requests: tuple[Request, ...], inbox: Mail) -> None:
         self.requests = requests
         self._client = client
         self._inbox = inbox
@@ -85,7 +85,13 @@ class OutputStream(Iterator[Output], Closing):
         self.close()
 
 
-Inbox = queue.SimpleQueue["list[Output] | BaseException"]
+class Inbox(Protocol):
+    """Where outputs are put, from the engine's thread; a failure of the engine comes last."""
+
+    def put(self, item: list[Output] | BaseException) -> None: ...
+
+
+Mail = queue.SimpleQueue["list[Output] | BaseException"]
 
 
 class _Submit(NamedTuple):
@@ -98,14 +104,20 @@ class _Abort(NamedTuple):
     choice: int | None
 
 
+class _Call(NamedTuple):
+    """Run something on the engine's thread, between two steps."""
+
+    what: Callable[[], None]
+
+
 class _Stop(NamedTuple):
     """Close the loop."""
 
 
-_Message = _Submit | _Abort | _Stop
+_Message = _Submit | _Abort | _Call | _Stop
 
 
-class _Loop:
+class EngineLoop:
     """The engine's thread and all it owns. It must not know the client, or that would never be
     collected."""
 
@@ -124,8 +136,8 @@ class _Loop:
         """Whether this is a child's copy: no thread serves it, and its locks may never be freed."""
         return os.getpid() != self._pid
 
-    def post(self, message: _Submit) -> None:
-        """Hand over requests; the first starts the thread. Raises what ended the engine."""
+    def _post(self, message: _Submit | _Call) -> None:
+        """Hand over a message; the first starts the thread. Raises what ended the engine."""
         with self._lock:
             if self._failure is not None:
                 raise self._failure
@@ -144,6 +156,14 @@ class _Loop:
             self._end(_as_failure(error))
         else:
             self._end(_closed())
+
+    def submit(self, requests: tuple[Request, ...], inbox: Inbox) -> None:
+        """Start requests together; their seeds are drawn."""
+        self._post(_Submit(requests, inbox))
+
+    def call(self, what: Callable[[], None]) -> None:
+        """Have `what` run on the engine's thread. It must not raise."""
+        self._post(_Call(what))
 
     def stop(self) -> None:
         """End the thread, and the step that runs. May be called again."""
@@ -177,7 +197,10 @@ class _Loop:
             self._handle(message)
         return True
 
-    def _handle(self, message: _Submit | _Abort) -> None:
+    def _handle(self, message: _Submit | _Abort | _Call) -> None:
+        if isinstance(message, _Call):
+            message.what()
+            return
         if isinstance(message, _Abort):
             self._doomed.discard(message.request_id)
             self._deliver(self.engine.abort(message.request_id, message.choice))
@@ -240,7 +263,7 @@ class InProcessClient:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._loop = _Loop(engine)
+        self._loop = EngineLoop(engine)
         # Also runs at exit: a thread inside native code must not outlive the interpreter.
         self._finalizer = weakref.finalize(self, self._loop.stop)
 
@@ -249,9 +272,10 @@ class InProcessClient:
             raise OctavoError("an engine does not survive fork(); make it in the child process")
         for request in requests:
             self._engine.validate(request)
+        self._engine.check_room(len(requests))
         seeded = tuple(with_seed(request) for request in requests)
-        inbox: Inbox = queue.SimpleQueue()
-        self._loop.post(_Submit(seeded, inbox))
+        inbox: Mail = queue.SimpleQueue()
+        self._loop.submit(seeded, inbox)
         return OutputStream(self, seeded, inbox)
 
     def generate(self, request: Request) -> OutputStream:

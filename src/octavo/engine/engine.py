@@ -19,6 +19,7 @@ from octavo.engine.prefixes import Prefixes
 from octavo.engine.request import Output, Request
 from octavo.engine.scheduler import Limits, Scheduler
 from octavo.engine.sequence import StepPlan
+from octavo.engine.stats import EngineStats, read_stats
 
 
 class Engine:
@@ -146,6 +147,10 @@ class Engine:
         for group in {copy.group for copy in plan.copies}:
             pairs = [(copy.source, copy.target) for copy in plan.copies if copy.group == group]
             self.executor.copy_blocks(group, pairs)
+
+    def stats(self) -> EngineStats:
+        """Counters and gauges, between steps."""
+        return read_stats(self.scheduler, self.prefixes)
 
     def check(self) -> None:
         """Invariants of scheduler and pools, between steps. Raises InternalError."""

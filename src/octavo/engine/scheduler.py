@@ -61,6 +61,7 @@ class Scheduler:
         self._running: list[Sequence] = []  # by rank
         self._live: dict[str, list[Sequence]] = {}
         self._arrivals = 0
+        self.preemptions = 0
 
     def has_work(self) -> bool:
         return bool(self._live)
@@ -159,6 +160,7 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence, plan: StepPlan) -> None:
         plan.remove(sequence)
+        self.preemptions += 1
         sequence.lease.truncate(0)
         sequence.computed = 0
         sequence.published = 0

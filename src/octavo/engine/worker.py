@@ -1,0 +1,115 @@
+"""The engine's process: `python -m octavo.engine.worker FD`, started by `engine.process`.
+
+It loads what the first message asks for, answers with what it runs, and then serves until it is
+told to stop or the other side is gone. Ctrl-C in a terminal reaches the whole process group; only
+the parent decides what it means, so it is ignored here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from octavo.backends.base import RuntimeConfig
+from octavo.core.errors import InternalError, OctavoError, RequestError
+from octavo.engine.client import EngineLoop
+from octavo.engine.engine import Engine
+from octavo.engine.request import Output, Request
+from octavo.engine.scheduler import Limits
+from octavo.engine.wire import Abort, Failed, Load, Outputs, Ready, Stop, Submit, Unpin, Wire
+
+
+def load_native(path: str, config: dict[str, Any], max_waiting: int = 0) -> Engine:
+    """An engine over the native executor for the model at a path."""
+    from octavo.backends.native.backend import load
+    from octavo.io.checkpoint import open_model
+
+    wanted = msgspec.convert(config, RuntimeConfig)
+    with open_model(Path(path)) as opened:
+        executor = load(opened.spec, opened.source, wanted)
+    got = executor.config
+    limits = Limits(got.max_tokens, got.max_seqs, got.context, max_waiting)
+    return Engine(executor, limits)
+
+
+class _Outbox:
+    """All outputs of a step in one message."""
+
+    def __init__(self, wire: Wire, engine: Engine) -> None:
+        self._wire, self._engine = wire, engine
+
+    def put(self, item: list[Output] | BaseException) -> None:
+        try:
+            if isinstance(item, OctavoError):
+                self._wire.send(Failed(item))
+            elif not isinstance(item, BaseException):
+                self._wire.send(Outputs(item, self._engine.stats()))
+        except OSError:
+            pass  # the parent is gone; `receive` says so too
+
+
+def serve(wire: Wire, engine: Engine) -> None:
+    """Until a Stop, or the parent's end."""
+    loop, outbox = EngineLoop(engine), _Outbox(wire, engine)
+    prefixes = engine.prefixes
+    while (message := wire.receive()) is not None and not isinstance(message, Stop):
+        if isinstance(message, Submit):
+            _submit(loop, outbox, message.requests)
+        elif isinstance(message, Abort):
+            loop.abort(message.request_id, message.choice)
+        elif isinstance(message, Unpin) and prefixes is not None:
+            name = message.name
+            loop.call(lambda name=name: _ignore(prefixes.drop(name)))  # type: ignore[misc]
+    loop.stop()
+    engine.executor.close()
+
+
+def _submit(loop: EngineLoop, outbox: _Outbox, requests: tuple[Request, ...]) -> None:
+    """Start those that can be served; the others end at once with what is wrong with them."""
+    served = []
+    for request in requests:
+        try:
+            loop.engine.validate(request)
+            served.append(request)
+        except RequestError as error:
+            choices = range(request.params.n)
+            outbox.put([Output(request.id, i, (), finish="error", error=error) for i in choices])
+    loop.submit(tuple(served), outbox)
+
+
+def _ignore(_: object) -> None:
+    pass
+
+
+def _make(message: object) -> Engine:
+    if not isinstance(message, Load):
+        raise InternalError(f"the engine process was told {message!r} before what to load")
+    module, name = message.factory.split(":")
+    engine = getattr(importlib.import_module(module), name)(**message.arguments)
+    if not isinstance(engine, Engine):
+        raise InternalError(f"{message.factory} gave no engine")
+    return engine
+
+
+def main(descriptor: int) -> int:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    wire = Wire(socket.socket(fileno=descriptor))
+    try:
+        engine = _make(wire.receive())
+    except OctavoError as error:
+        wire.send(Failed(error))
+        return error.exit_status
+    executor = engine.executor
+    wire.send(Ready(engine.limits, executor.spec.vocab, executor.config, executor.receipt()))
+    serve(wire, engine)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1])))
