@@ -130,9 +130,9 @@ def test_a_manifest_that_is_no_json_names_the_file(artifact: Path) -> None:
         read_manifest(artifact)
 
 
-def test_other_tools_formats_stay_refused(artifact: Path) -> None:
+def test_unknown_tools_formats_stay_refused(artifact: Path) -> None:
     config = json.loads((artifact / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "awq"}
+    config["quantization_config"] = {"quant_method": "hqq"}
     (artifact / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UnsupportedError, match="awq"):
+    with pytest.raises(UnsupportedError, match="hqq"):
         open_model(artifact)

@@ -102,9 +102,9 @@ def test_a_header_needs_no_weights(tmp_path: Path) -> None:
         open_model(directory)
 
 
-def test_weights_of_another_tool_are_refused(tmp_path: Path) -> None:
-    directory = hf(tmp_path, quantization_config={"quant_method": "gptq", "bits": 4})
-    with pytest.raises(UnsupportedError, match=r"quantized as 'gptq'.*GGUF"):
+def test_weights_of_an_unknown_tool_are_refused(tmp_path: Path) -> None:
+    directory = hf(tmp_path, quantization_config={"quant_method": "quanto"})
+    with pytest.raises(UnsupportedError, match=r"quantized as 'quanto'.*GGUF"):
         open_model(directory)
 
 

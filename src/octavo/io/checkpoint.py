@@ -12,6 +12,8 @@ from octavo.core.closing import Closing
 from octavo.core.errors import UnsupportedError, UserError
 from octavo.io import gguf_source, hf_source
 from octavo.io.artifact import ArtifactSource, is_artifact, open_artifact
+from octavo.io.foreign.source import ForeignSource
+from octavo.io.foreign.table import layout_of
 from octavo.io.gguf_reader import GgufFile, open_gguf
 from octavo.io.mapping import FileMapping
 from octavo.io.model_path import not_a_model
@@ -56,7 +58,7 @@ class OpenModel(Closing):
     def __init__(
         self,
         header: ModelHeader,
-        source: FileSource | ArtifactSource,
+        source: FileSource | ArtifactSource | ForeignSource,
         tensors: Mapping[str, StoredTensor],
     ) -> None:
         self.header = header
@@ -103,8 +105,12 @@ def _open_directory(path: Path) -> OpenModel:
     files = open_directory(path)
     tensors = {name: t for file in files for name, t in file.tensors.items()}
     family = _hf_family(header.metadata, path)
-    source = FileSource(header.spec, tensors, family.hf_tensor, str(path))
-    return _checked(header, source, tensors)
+    layout = layout_of(header.metadata, path / "config.json")
+    if layout is None:
+        plain = FileSource(header.spec, tensors, family.hf_tensor, str(path))
+        return _checked(header, plain, tensors)
+    source = ForeignSource(header.spec, tensors, family.hf_tensor, str(path), layout)
+    return _checked(header, source, source.views())
 
 
 def _open_artifact(header: ModelHeader) -> OpenModel:
@@ -127,7 +133,7 @@ def _open_gguf(path: Path) -> OpenModel:
 
 def _checked(
     header: ModelHeader,
-    source: FileSource | ArtifactSource,
+    source: FileSource | ArtifactSource | ForeignSource,
     tensors: Mapping[str, StoredTensor],
 ) -> OpenModel:
     model = OpenModel(header, source, tensors)
@@ -146,7 +152,7 @@ def _hf_header(directory: Path) -> ModelHeader:
     config = hf_source.read_config(path)
     generation = hf_source.read_generation_config(directory)
     reader = ConfigReader(config, str(path))
-    if is_artifact(config):
+    if "quantization_config" in config:
         reader.ignore("quantization_config")
     spec = _hf_family(config, path).from_hf(reader)
     return ModelHeader(

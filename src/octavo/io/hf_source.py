@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from octavo.core.errors import ConfigError, UnsupportedError
+from octavo.core.errors import ConfigError
 from octavo.io.artifact import is_artifact
+from octavo.io.foreign.table import layout_of
 from octavo.io.mapping import FileMapping
 from octavo.io.safetensors_file import parse_json
 
@@ -15,15 +16,10 @@ _DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 def read_config(path: Path) -> Mapping[str, object]:
     """config.json as a mapping. Raises ModelFileError, ConfigError, or UnsupportedError when its
-    weights are stored in another tool's quantized format."""
+    weights are stored in a quantized format that isn't read."""
     config = _read_object(path)
-    method = config.get("quantization_config")
-    if method is not None and not is_artifact(config):
-        name = method.get("quant_method") if isinstance(method, Mapping) else method
-        raise UnsupportedError(
-            f"{path}: weights quantized as {name!r} can't be read. Use the original checkpoint or "
-            "a GGUF file."
-        )
+    if not is_artifact(config):
+        layout_of(config, path)
     return config
 
 

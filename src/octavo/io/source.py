@@ -29,7 +29,7 @@ from octavo.spec.graph import role_shape, roles
 Locate = Callable[[DecoderSpec, Role], TensorRef]
 
 # Tensors that repeat what the spec says already: rope tables, and the head of a tied model.
-_HARMLESS = re.compile(
+HARMLESS = re.compile(
     r"rope_freqs\.weight|rope_factors_(short|long)\.weight|(.*\.)?rotary_emb\.inv_freq"
     r"|lm_head\.weight"
 )
@@ -137,7 +137,7 @@ class FileSource:
         """
         used = {self.tensor(role).stored.name for role in roles(self._spec)}
         for name in self._tensors:
-            if name not in used and not _HARMLESS.fullmatch(name):
+            if name not in used and not HARMLESS.fullmatch(name):
                 raise ModelFileError(
                     f"{self._origin}: tensor {name!r} is not part of a {self._spec.family} model "
                     "as its config describes it. Check that config and weights belong together."
