@@ -285,9 +285,9 @@ std::vector<RowTuple> rows(const std::string& isa) {
 
 std::vector<std::string> isas() {
   std::vector<std::string> out;
-  for (const char* name : {"generic", "avx2", "avx512vnni", "avx512bf16"}) {
-    const char* error = nullptr;
-    if (octavo::kernels_for(name, &error)) out.emplace_back(name);
+  for (int i = 0; i < octavo::kIsaChoices; ++i) {
+    const octavo::IsaChoice& choice = octavo::isa_choices()[i];
+    if (choice.table() && choice.cpu_has()) out.emplace_back(choice.isa);
   }
   return out;
 }

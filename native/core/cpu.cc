@@ -15,7 +15,7 @@ struct Features {
   bool fma = false, f16c = false, avx2 = false;
   bool avx512f = false, avx512bw = false, avx512vl = false, avx512dq = false;
   bool avx512vnni = false, avx512bf16 = false, avxvnni = false;
-  bool asimddp = false, i8mm = false, bf16 = false;
+  bool asimd = false, asimddp = false, i8mm = false, bf16 = false;
 };
 
 #if defined(__x86_64__)
@@ -62,6 +62,7 @@ Features detect() {
 
 Features detect() {
   Features f;
+  f.asimd = true;  // ABI of the platform
   f.asimddp = (getauxval(AT_HWCAP) >> 20) & 1ul;
   f.i8mm = (getauxval(AT_HWCAP2) >> 13) & 1ul;
   f.bf16 = (getauxval(AT_HWCAP2) >> 14) & 1ul;
@@ -83,12 +84,22 @@ const Features& features() {
 
 bool cpu_has_avx2() { return features().avx2 && features().fma && features().f16c; }
 
-bool cpu_has_avx512vnni() {
+bool cpu_has_avxvnni() { return cpu_has_avx2() && features().avxvnni; }
+
+bool cpu_has_avx512() {
   const Features& f = features();
-  return cpu_has_avx2() && f.avx512f && f.avx512bw && f.avx512vl && f.avx512dq && f.avx512vnni;
+  return cpu_has_avx2() && f.avx512f && f.avx512bw && f.avx512vl && f.avx512dq;
 }
 
+bool cpu_has_avx512vnni() { return cpu_has_avx512() && features().avx512vnni; }
+
 bool cpu_has_avx512bf16() { return cpu_has_avx512vnni() && features().avx512bf16; }
+
+bool cpu_has_neon() { return features().asimd; }
+
+bool cpu_has_neon_dotprod() { return features().asimd && features().asimddp; }
+
+bool cpu_has_neon_i8mm() { return cpu_has_neon_dotprod() && features().i8mm; }
 
 std::string cpu_features() {
   const Features& f = features();
@@ -105,6 +116,7 @@ std::string cpu_features() {
              {f.avx512dq, "avx512dq"},
              {f.avx512vnni, "avx512_vnni"},
              {f.avx512bf16, "avx512_bf16"},
+             {f.asimd, "asimd"},
              {f.asimddp, "asimddp"},
              {f.i8mm, "i8mm"},
              {f.bf16, "bf16"}};

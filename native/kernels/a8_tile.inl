@@ -1,8 +1,6 @@
 // A tile of integer products in progress: kPanels panels by kRows rows of activations. Included by
 // the dot of each ISA.
 
-#define OCTAVO_INLINE [[gnu::always_inline]] inline
-
 template <int kPanels, int kRows>
 struct A8Tile {
   const uint8_t* panel[kPanels];

@@ -58,7 +58,7 @@ OCTAVO_INLINE void open_tile(const PackedWeight& w, const ActView& x, int p, int
     t.sum[i] = x.sum + row * (x.k_pad / kUnit);
     for (int j = 0; j < kPanels; ++j) t.y[j][i] = f_zero();
   }
-  t.zero = w.levels8 ? kLutZero : w.zero;
+  t.zero = code_zero(w);
   t.table = w.levels8 ? lut_of(w.levels8) : i_set1(0);
 }
 

@@ -1,4 +1,5 @@
 // Which table a machine gets, and which row a weight.
+#include <string>
 #include <string_view>
 
 #include "core/cpu.h"
@@ -6,30 +7,58 @@
 
 namespace octavo {
 
-#if !defined(__x86_64__)
+// The build defines OCTAVO_HAS_<isa> for each that it compiles.
+#ifndef OCTAVO_HAS_avx2
 const KernelTable* table_avx2() { return nullptr; }
+#endif
+#ifndef OCTAVO_HAS_avx512
+const KernelTable* table_avx512() { return nullptr; }
+#endif
+#ifndef OCTAVO_HAS_avxvnni
+const KernelTable* table_avxvnni() { return nullptr; }
+#endif
+#ifndef OCTAVO_HAS_avx512vnni
 const KernelTable* table_avx512vnni() { return nullptr; }
+#endif
+#ifndef OCTAVO_HAS_avx512bf16
 const KernelTable* table_avx512bf16() { return nullptr; }
+#endif
+#ifndef OCTAVO_HAS_neon
+const KernelTable* table_neon() { return nullptr; }
+#endif
+#ifndef OCTAVO_HAS_neon_dotprod
+const KernelTable* table_neon_dotprod() { return nullptr; }
+#endif
+#ifndef OCTAVO_HAS_neon_i8mm
+const KernelTable* table_neon_i8mm() { return nullptr; }
 #endif
 
 namespace {
 
-struct Candidate {
-  std::string_view isa;
-  const KernelTable* (*table)();
-  bool (*cpu_has)();
-};
-
-constexpr Candidate kCandidates[] = {
+constexpr IsaChoice kCandidates[kIsaChoices] = {
     {"generic", table_generic, [] { return true; }},
     {"avx2", table_avx2, cpu_has_avx2},
+    {"avx512", table_avx512, cpu_has_avx512},
+    {"avxvnni", table_avxvnni, cpu_has_avxvnni},
     {"avx512vnni", table_avx512vnni, cpu_has_avx512vnni},
     {"avx512bf16", table_avx512bf16, cpu_has_avx512bf16},
+    {"neon", table_neon, cpu_has_neon},
+    {"neon_dotprod", table_neon_dotprod, cpu_has_neon_dotprod},
+    {"neon_i8mm", table_neon_i8mm, cpu_has_neon_i8mm},
 };
+
+const char* unknown_isa() {
+  static const std::string text = [] {
+    std::string all;
+    for (const IsaChoice& c : kCandidates) all += std::string(all.empty() ? "" : ", ") + c.isa;
+    return "no such ISA; there are: " + all;
+  }();
+  return text.c_str();
+}
 
 const KernelTable* best() {
   const KernelTable* table = table_generic();
-  for (const Candidate& c : kCandidates) {
+  for (const IsaChoice& c : kCandidates) {
     if (c.table() && c.cpu_has()) table = c.table();
   }
   return table;
@@ -43,10 +72,12 @@ bool serves(const LinearKernel& row, const PackedWeight& w, Act act) {
 
 }  // namespace
 
+const IsaChoice* isa_choices() { return kCandidates; }
+
 const KernelTable* kernels_for(const char* isa, const char** error) {
   if (*isa == '\0') return best();
-  for (const Candidate& c : kCandidates) {
-    if (c.isa != isa) continue;
+  for (const IsaChoice& c : kCandidates) {
+    if (std::string_view(c.isa) != isa) continue;
     if (!c.table()) {
       *error = "this build has no kernels for that ISA";
     } else if (!c.cpu_has()) {
@@ -56,7 +87,7 @@ const KernelTable* kernels_for(const char* isa, const char** error) {
     }
     return nullptr;
   }
-  *error = "no such ISA; there are: generic, avx2, avx512vnni, avx512bf16";
+  *error = unknown_isa();
   return nullptr;
 }
 

@@ -94,11 +94,26 @@ struct KernelTable {
   void (*unpack_row)(const PackedWeight& w, int row, float* out);
 };
 
-// Tables of this build, best last. Null when this build or machine lacks it.
+// Tables, each null when this build lacks it.
 const KernelTable* table_generic();
 const KernelTable* table_avx2();
+const KernelTable* table_avx512();
+const KernelTable* table_avxvnni();
 const KernelTable* table_avx512vnni();
 const KernelTable* table_avx512bf16();
+const KernelTable* table_neon();
+const KernelTable* table_neon_dotprod();
+const KernelTable* table_neon_i8mm();
+
+// Every instruction set there is, by expected speed, best last; `table` is null when this build
+// lacks it.
+struct IsaChoice {
+  const char* isa;
+  const KernelTable* (*table)();
+  bool (*cpu_has)();
+};
+constexpr int kIsaChoices = 9;
+const IsaChoice* isa_choices();  // [kIsaChoices]
 
 // The table for `isa` ("" = the best this machine has). On failure returns null and sets *error
 // to one of three texts: the CPU lacks it, this build lacks it, or no such ISA (with the list).

@@ -77,6 +77,7 @@ inline I i_add(I a, I b) { return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi3
 inline I i_sub(I a, I b) { return {_mm256_sub_epi32(a.lo, b.lo), _mm256_sub_epi32(a.hi, b.hi)}; }
 inline I i_and(I a, I b) { return {_mm256_and_si256(a.lo, b.lo), _mm256_and_si256(a.hi, b.hi)}; }
 inline I i_or(I a, I b) { return {_mm256_or_si256(a.lo, b.lo), _mm256_or_si256(a.hi, b.hi)}; }
+inline I i_xor(I a, I b) { return {_mm256_xor_si256(a.lo, b.lo), _mm256_xor_si256(a.hi, b.hi)}; }
 inline I i_shr(I a, int n) {
   const __m128i s = _mm_cvtsi32_si128(n);
   return {_mm256_srl_epi32(a.lo, s), _mm256_srl_epi32(a.hi, s)};
@@ -94,6 +95,25 @@ inline int32_t i_fold_add(I a) {
   __m128i t = _mm_add_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));
   t = _mm_add_epi32(t, _mm_shuffle_epi32(t, 0x4e));
   return _mm_cvtsi128_si32(_mm_add_epi32(t, _mm_shuffle_epi32(t, 0xb1)));
+}
+
+// Bytes: a8_codes.inl says what each does.
+template <int kLeft>
+inline I b_shift(I v) {
+  if constexpr (kLeft > 0) return {_mm256_slli_epi16(v.lo, kLeft), _mm256_slli_epi16(v.hi, kLeft)};
+  if constexpr (kLeft < 0)
+    return {_mm256_srli_epi16(v.lo, -kLeft), _mm256_srli_epi16(v.hi, -kLeft)};
+  return v;
+}
+inline I b_and(I v, int mask) { return i_and(v, i_set1(mask * 0x01010101)); }
+inline I b_insert(I low, I v, int mask) { return i_or(low, b_and(v, mask)); }
+inline I b_table16(const int8_t* p) {
+  const __m128i table = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  const __m256i both = _mm256_broadcastsi128_si256(table);
+  return {both, both};
+}
+inline I b_lookup16(I table, I index) {
+  return {_mm256_shuffle_epi8(table.lo, index.lo), _mm256_shuffle_epi8(table.hi, index.hi)};
 }
 
 inline F f_of_int(I a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }

@@ -47,12 +47,31 @@ inline I i_add(I a, I b) { return _mm512_add_epi32(a, b); }
 inline I i_sub(I a, I b) { return _mm512_sub_epi32(a, b); }
 inline I i_and(I a, I b) { return _mm512_and_si512(a, b); }
 inline I i_or(I a, I b) { return _mm512_or_si512(a, b); }
+inline I i_xor(I a, I b) { return _mm512_xor_si512(a, b); }
 inline I i_shr(I a, int n) { return _mm512_srl_epi32(a, _mm_cvtsi32_si128(n)); }
 inline I i_shl(I a, int n) { return _mm512_sll_epi32(a, _mm_cvtsi32_si128(n)); }
 inline I i_gt(I a, I b, I yes, I no) {
   return _mm512_mask_blend_epi32(_mm512_cmpgt_epi32_mask(a, b), no, yes);
 }
 inline int32_t i_fold_add(I a) { return _mm512_reduce_add_epi32(a); }
+
+// Bytes: a8_codes.inl says what each does.
+template <int kLeft>
+inline I b_shift(I v) {
+  if constexpr (kLeft > 0) return _mm512_slli_epi16(v, kLeft);
+  if constexpr (kLeft < 0) return _mm512_srli_epi16(v, -kLeft);
+  return v;
+}
+inline __m512i b_set1(int mask) { return _mm512_set1_epi8(static_cast<char>(mask)); }
+inline I b_and(I v, int mask) { return _mm512_and_si512(v, b_set1(mask)); }
+inline I b_insert(I low, I v, int mask) {
+  constexpr int kAOrBAndC = 0xf8;
+  return _mm512_ternarylogic_epi32(low, v, b_set1(mask), kAOrBAndC);
+}
+inline I b_table16(const int8_t* p) {
+  return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+inline I b_lookup16(I table, I index) { return _mm512_shuffle_epi8(table, index); }
 
 inline F f_of_int(I a) { return _mm512_cvtepi32_ps(a); }
 inline I i_of_float(F a) { return _mm512_cvtps_epi32(a); }

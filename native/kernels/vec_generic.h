@@ -114,6 +114,10 @@ inline I i_or(I a, I b) {
   OCTAVO_LANES a.v[i] |= b.v[i];
   return a;
 }
+inline I i_xor(I a, I b) {
+  OCTAVO_LANES a.v[i] ^= b.v[i];
+  return a;
+}
 inline I i_shr(I a, int n) {  // logical
   OCTAVO_LANES a.v[i] = static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) >> n);
   return a;

@@ -183,7 +183,7 @@ def test_kernel_names_follow_the_grammar_and_are_unique() -> None:
         names = [row[0] for row in testing.rows(isa)]
         assert len(set(names)) == len(names)
         for name in names:
-            head, act, what, own = name.split("_")
+            head, act, what, own = name.split("_", 3)
             assert head == "linear"
             assert act in ACTS
             coded = [f"{kind}{bits}" for kind in ("w", "lut") for bits in CODES]
@@ -203,6 +203,6 @@ def test_fast_rows_come_first_and_a_float_codebook_has_no_a8() -> None:
 
 
 def test_unknown_isa_names_the_list() -> None:
-    with pytest.raises(ValueError, match="generic, avx2, avx512vnni, avx512bf16"):
+    with pytest.raises(ValueError, match=r"generic, avx2, avx512, .*neon_i8mm"):
         testing.isa_of("sse9")
     assert testing.isa_of("") == ISAS[-1]

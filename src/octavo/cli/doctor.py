@@ -22,10 +22,13 @@ if TYPE_CHECKING:
 
 ISA_FLAGS = {
     "avx2": ("avx2", "fma", "f16c"),
+    "avx512": ("avx512f", "avx512bw", "avx512vl", "avx512dq"),
+    "avxvnni": ("avx2", "fma", "f16c", "avx_vnni"),
     "avx512vnni": ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"),
     "avx512bf16": ("avx512_bf16",),
-    "asimddp": ("asimddp",),
-    "i8mm": ("i8mm",),
+    "neon": ("asimd",),
+    "neon_dotprod": ("asimddp",),
+    "neon_i8mm": ("asimddp", "i8mm"),
 }
 PACKAGES = ("numpy", "tokenizers", "click", "rich", "torch", "transformers", "llama-cpp-python")
 

@@ -53,15 +53,9 @@ FORMATS = (
 
 
 def isas() -> list[str]:
-    from octavo import _native
+    from octavo._native import testing
 
-    found = []
-    for name in ("generic", "avx2", "avx512vnni", "avx512bf16"):
-        try:
-            found.append(_native.resolve_isa(name))
-        except ValueError:
-            continue
-    return found
+    return list(testing.isas())
 
 
 def tokens_of(spec: DecoderSpec, length: int, seed: int = 1) -> list[int]:

@@ -1,0 +1,35 @@
+// AVX-512 F, BW, VL and DQ, without VNNI.
+#include <stddef.h>
+#include <stdint.h>
+
+// gcc 12 warns about its own _mm512_undefined_ps() wherever an intrinsic is inlined.
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+
+#include "kernels/table.h"
+
+#define OCTAVO_ISA_NAME "avx512"
+
+namespace octavo {
+namespace {
+
+#include "kernels/vec_avx512.h"
+#include "kernels/math.inl"
+#include "kernels/elementwise.inl"
+#include "kernels/linear_float.inl"
+#include "kernels/linear_a8.inl"
+#include "kernels/pairs_avx512.h"
+#include "kernels/a8_dot_pairs.inl"
+#include "kernels/linear_a8_tiled.inl"
+#include "kernels/attention.inl"
+#include "kernels/rows.inl"
+
+const LinearKernel kRows[] = {OCTAVO_TILED_A8_ROWS, OCTAVO_FLOAT_ROWS(true)};
+const KernelTable kTable = OCTAVO_TABLE(kRows);
+
+}  // namespace
+
+const KernelTable* table_avx512() { return &kTable; }
+
+}  // namespace octavo

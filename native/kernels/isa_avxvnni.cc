@@ -1,0 +1,32 @@
+// AVX2 with FMA, F16C and AVX-VNNI (vpdpbusd in VEX encoding, 256 bits).
+#include <stddef.h>
+#include <stdint.h>
+
+#include <immintrin.h>
+
+#include "kernels/table.h"
+
+#define OCTAVO_ISA_NAME "avxvnni"
+
+namespace octavo {
+namespace {
+
+#include "kernels/vec_avx2.h"
+#include "kernels/math.inl"
+#include "kernels/elementwise.inl"
+#include "kernels/linear_float.inl"
+#include "kernels/linear_a8.inl"
+#include "kernels/quads_avxvnni.h"
+#include "kernels/a8_dot_quads.inl"
+#include "kernels/linear_a8_tiled.inl"
+#include "kernels/attention.inl"
+#include "kernels/rows.inl"
+
+const LinearKernel kRows[] = {OCTAVO_TILED_A8_ROWS, OCTAVO_FLOAT_ROWS(true)};
+const KernelTable kTable = OCTAVO_TABLE(kRows);
+
+}  // namespace
+
+const KernelTable* table_avxvnni() { return &kTable; }
+
+}  // namespace octavo

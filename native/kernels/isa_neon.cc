@@ -1,0 +1,32 @@
+// NEON as every aarch64 has it.
+#include <stddef.h>
+#include <stdint.h>
+
+#include <arm_neon.h>
+
+#include "kernels/table.h"
+
+#define OCTAVO_ISA_NAME "neon"
+
+namespace octavo {
+namespace {
+
+#include "kernels/vec_neon.h"
+#include "kernels/math.inl"
+#include "kernels/elementwise.inl"
+#include "kernels/linear_float.inl"
+#include "kernels/linear_a8.inl"
+#include "kernels/quads_neon.h"
+#include "kernels/a8_dot_quads.inl"
+#include "kernels/linear_a8_tiled.inl"
+#include "kernels/attention.inl"
+#include "kernels/rows.inl"
+
+const LinearKernel kRows[] = {OCTAVO_TILED_A8_ROWS, OCTAVO_FLOAT_ROWS(true)};
+const KernelTable kTable = OCTAVO_TABLE(kRows);
+
+}  // namespace
+
+const KernelTable* table_neon() { return &kTable; }
+
+}  // namespace octavo
