@@ -120,6 +120,7 @@ void bind_executor(nb::module_& m) {
                lines.emplace_back(l.layer, l.part, l.kernel, l.fast, l.bytes);
              return lines;
            })
+      .def("stage_seconds", [](Executor& e) { return e.state().stage_seconds(); })
       .def_prop_ro("isa", [](const Executor& e) { return e.plan().table->isa; });
 }
 
@@ -137,6 +138,7 @@ NB_MODULE(_native, m) {
         return std::string(table->isa);
       },
       "isa"_a);
+  m.attr("STAGES") = nb::cast(std::vector<std::string>(kStageNames.begin(), kStageNames.end()));
   m.def("read_bandwidth", &read_bandwidth, "bytes"_a, "threads"_a, "seconds"_a,
         nb::call_guard<nb::gil_scoped_release>());
   nb::module_ testing = m.def_submodule("testing", "Single kernels and parts, for tests.");

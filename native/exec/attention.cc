@@ -45,12 +45,12 @@ bool Step::attention(int t, const Layer& layer, int index) {
       attend_tile(t, layer, tile, kv_head);
     }
   }
-  if (!barrier(t)) return false;
+  if (!barrier(t, Stage::kAttention)) return false;
   if (!share_splits_) return true;
   for (int i = part(rows_ * heads, t); i < part(rows_ * heads, t + 1); ++i)
     merge_row(t, layer, i / heads, i % heads, shared,
               i % heads * shared.kv_stride + i / heads * group);
-  return barrier(t);
+  return barrier(t, Stage::kAttention);
 }
 
 // All splits of a tile, one after the other, and their merge.

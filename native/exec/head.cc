@@ -13,7 +13,8 @@ constexpr uint8_t kNeedsLogits = kToken | kLogprobs | kLogits | kTarget;
 void Step::head(int t) {
   const size_t group = static_cast<size_t>(head_rows_);
   for (size_t first = 0; first < wanted_.size(); first += group) {
-    if (first != 0 && !barrier(t)) return;  // the buffers of the group before are free again
+    if (first != 0 && !barrier(t, Stage::kHead))
+      return;  // the buffers of the group before are free again
     if (!head_group(t, first, std::min(group, wanted_.size() - first))) return;
   }
 }
@@ -37,16 +38,16 @@ bool Step::head_group(int t, size_t first, size_t count) {
     k_.rms_norm(x, plan_.final_norm, plan_.norm_eps, plan_.hidden, w.row);
     prepare_row(w.row, plan_.head_in, few() ? w.act : act_, i);
   }
-  if (!few() && !barrier(t)) return false;
+  if (!few() && !barrier(t, Stage::kHead)) return false;
   if ((needs & kNeedsLogits) == 0) return true;
   if (greedy) {
     head_greedy(t, n);
-    if (!barrier(t)) return false;
+    if (!barrier(t, Stage::kHead)) return false;
     if (t == 0) finish_greedy(first, n);
     return true;
   }
   head_logits(t, n);
-  if (!barrier(t)) return false;
+  if (!barrier(t, Stage::kHead)) return false;
   for (int i = t; i < n; i += pool_.threads())
     finish_row(t, first + static_cast<size_t>(i), logits_ + i * ld_logits_);
   return true;

@@ -6,10 +6,13 @@
 namespace octavo {
 
 void Step::work(int t) {
+  workers_[static_cast<size_t>(t)].clock.start();
   embed(t);
+  charge(t, Stage::kEmbed);
   for (size_t i = 0; i < plan_.layers.size(); ++i)
     if (!layer(t, plan_.layers[i], static_cast<int>(i))) return;
   head(t);
+  charge(t, Stage::kHead);
 }
 
 void Step::embed(int t) {
@@ -66,7 +69,9 @@ bool Step::begin_linear(int t, const float* norm, const Input& in, const float* 
     prepare_row(row, in, few() ? w.act : act_, r);
   }
   if (norm != nullptr) pending_[static_cast<size_t>(t)] = {};
-  return few() || barrier(t);
+  if (!few()) return barrier(t, Stage::kPrepare);
+  charge(t, Stage::kPrepare);
+  return true;
 }
 
 void Step::linear(const Linear& linear, const Input& in, int t, int m, float* y, int64_t ldy,
@@ -98,20 +103,20 @@ bool Step::layer(int t, const Layer& layer, int index) {
   if (!begin_linear(t, layer.attn_norm, layer.attn_in, nullptr, 0)) return false;
   project_heads(t, layer);
   warm(layer.o, part(layer.o.w.panels, t));
-  if (!barrier(t)) return false;
+  if (!barrier(t, Stage::kQkv)) return false;
   if (!attention(t, layer, index)) return false;
   if (!begin_linear(t, nullptr, layer.o_in, attn_, ld_attn_)) return false;
   project_out(t, layer);
   warm(layer.gate, part(layer.gate.w.panels, t));
-  if (!barrier(t)) return false;
+  if (!barrier(t, Stage::kO)) return false;
   if (!begin_linear(t, layer.mlp_norm, layer.mlp_in, nullptr, 0)) return false;
   gate_up(t, layer);
   warm(layer.down, part(layer.down.w.panels, t));
-  if (!barrier(t)) return false;
+  if (!barrier(t, Stage::kGateUp)) return false;
   if (!begin_linear(t, nullptr, layer.down_in, gate_, ld_gate_)) return false;
   down(t, layer);
   warm_after(t, index);
-  return barrier(t);
+  return barrier(t, Stage::kDown);
 }
 
 void Step::warm_after(int t, int index) const {

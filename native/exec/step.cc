@@ -195,6 +195,17 @@ RunStatus Step::run() {
   return status;
 }
 
+std::vector<std::vector<double>> Step::stage_seconds() const {
+  const double tick = tick_.seconds();
+  std::vector<std::vector<double>> seconds;
+  for (const Worker& w : workers_) {
+    seconds.emplace_back();
+    for (int s = 0; s < kStages; ++s)
+      seconds.back().push_back(tick * static_cast<double>(w.clock.total(s)));
+  }
+  return seconds;
+}
+
 void Step::reset_slot(int slot, const int32_t* prompt, int n_prompt, const int32_t* output,
                       int n_output) {
   check(slot >= 0 && slot < plan_.max_seqs, "the state slot", slot, "0 to max_seqs - 1");

@@ -13,6 +13,7 @@
 #include "core/thread_pool.h"
 #include "exec/plan.h"
 #include "exec/sample.h"
+#include "exec/stage_clock.h"
 
 namespace octavo {
 
@@ -80,6 +81,7 @@ struct Worker {
   Partials partials;
   float* chunk;  // head logits of a few panels
   SampleScratch sample;
+  StageClock clock;
   float best[64];
   int32_t best_token[64];
 };
@@ -99,6 +101,8 @@ class Step {
   void reset_slot(int slot, const int32_t* prompt, int n_prompt, const int32_t* output,
                   int n_output);
   size_t workspace_bytes() const { return arena_.allocated(); }
+  // Since this object was made: [thread][stage].
+  std::vector<std::vector<double>> stage_seconds() const;
 
  private:
   static void region(int thread, void* self) { static_cast<Step*>(self)->work(thread); }
@@ -150,7 +154,14 @@ class Step {
   void count_tokens();
 
   bool few() const { return rows_ <= kFewRows; }
-  bool barrier(int t) { return pool_.barrier(t); }
+  void charge(int t, Stage stage) { workers_[static_cast<size_t>(t)].clock.charge(stage); }
+  // Ends a thread's part of `stage`.
+  bool barrier(int t, Stage stage) {
+    charge(t, stage);
+    const bool go_on = pool_.barrier(t);
+    charge(t, Stage::kWait);
+    return go_on;
+  }
   int part(int total, int t) const {
     return static_cast<int>(int64_t{total} * t / pool_.threads());
   }
@@ -188,6 +199,7 @@ class Step {
     const float* post_norm = nullptr;
   };
   std::vector<Pending> pending_;
+  TickLength tick_;
 };
 
 }  // namespace octavo

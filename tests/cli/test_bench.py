@@ -65,6 +65,14 @@ def test_lossy_format_says_so_on_the_first_line(capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.usefixtures("llm")
+def test_stages_of_a_backend_without_them_is_a_clear_error(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main([*WORDS, "--stages"]) == 2
+    assert "leave out --stages" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("llm")
 def test_nothing_to_measure_is_a_clear_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "tiny", "-p", "0", "-n", "0"]) == 2
     assert "-p or -n" in capsys.readouterr().err

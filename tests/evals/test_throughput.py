@@ -6,11 +6,19 @@ import statistics
 
 import pytest
 
-from octavo.backends.base import RuntimeConfig
+from octavo.backends.base import RuntimeConfig, StageTimes
 from octavo.core.errors import UserError
 from octavo.evals.bandwidth import Bandwidth, read_bandwidth
 from octavo.evals.scorer import SingleSequence
-from octavo.evals.throughput import Speed, SpeedTest, generate, measure, run, speed_tests
+from octavo.evals.throughput import (
+    Speed,
+    SpeedTest,
+    generate,
+    measure,
+    run,
+    speed_tests,
+    stage_milliseconds,
+)
 from support.fakes import fake_executor
 
 CONFIG = RuntimeConfig(max_tokens=6, max_seqs=1, context=32, block_size=4)
@@ -40,12 +48,10 @@ def test_prefill_runs_in_whole_steps_and_depth_is_not_timed() -> None:
         starts.append(sum(fake.rows))
         return float(next(clock))
 
-    seconds = run(
-        SingleSequence(fake), SpeedTest(prompt=9, depth=7), list(range(7)) * 3, rows_so_far
-    )
+    timed = run(SingleSequence(fake), SpeedTest(prompt=9, depth=7), list(range(7)) * 3, rows_so_far)
     assert fake.rows == [6, 1, 6, 3]
     assert starts == [7, 16]
-    assert seconds == 1
+    assert (timed.seconds, timed.stages) == (1, None)
 
 
 def test_decode_takes_one_row_a_step_and_feeds_its_own_tokens() -> None:
@@ -86,3 +92,16 @@ def test_bandwidth_probe_reads_at_least_once(threads: int) -> None:
     found = read_bandwidth(1 << 20, threads, seconds=0.0)
     assert found.bytes_per_second > 0
     assert (found.bytes, found.threads) == (1 << 20, threads)
+
+
+def test_stage_times_are_of_the_fastest_repetition_and_add_up_to_a_token() -> None:
+    slow = StageTimes(("o", "wait"), ((9.0, 9.0), (9.0, 9.0)))
+    fast = StageTimes(("o", "wait"), ((3.0, 1.0), (2.0, 2.0)))
+    speed = Speed("tg8", (10.0, 100.0), (slow, fast))
+    assert stage_milliseconds(speed) == pytest.approx({"o": 6.25, "wait": 3.75})
+    assert stage_milliseconds(Speed("tg8", (10.0,))) == {}
+
+
+def test_stage_times_since() -> None:
+    before, after = StageTimes(("o",), ((1.0,), (2.0,))), StageTimes(("o",), ((4.0,), (2.5,)))
+    assert after.since(before) == StageTimes(("o",), ((3.0,), (0.5,)))

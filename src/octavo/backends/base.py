@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -173,6 +173,20 @@ class StepResult:
     top_logprob: F32 = field(default_factory=lambda: np.zeros((0, 0), np.float32))
 
 
+@dataclass(frozen=True, slots=True)
+class StageTimes:
+    """Seconds that every thread has spent in every stage of all steps since the load. "prepare":
+    residual, norm and activation formats; "wait": barriers; the others by their matrices."""
+
+    stages: tuple[str, ...]
+    seconds: tuple[tuple[float, ...], ...]  # [thread][stage]
+
+    def since(self, before: StageTimes) -> StageTimes:
+        pairs = zip(self.seconds, before.seconds, strict=True)
+        rows = (tuple(a - b for a, b in zip(new, old, strict=True)) for new, old in pairs)
+        return StageTimes(self.stages, tuple(rows))
+
+
 class StepCancelled(OctavoError):
     """A step ended early because `cancel` was called. It gave nothing; the keys and values of its
     own rows are incomplete, and right once these rows have run again."""
@@ -206,6 +220,13 @@ class Executor(Protocol):
     def receipt(self) -> Receipt: ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class StageTimed(Protocol):
+    """An executor that keeps its own stage times."""
+
+    def stage_times(self) -> StageTimes: ...
 
 
 class Backend(Protocol):

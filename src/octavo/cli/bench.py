@@ -11,12 +11,14 @@ import click
 
 from octavo.cli.options import json_option, runtime_config, runtime_options
 from octavo.cli.output import (
+    Align,
     emit_json,
     human_binary,
     human_decimal,
     markdown_table,
     requantized_line,
 )
+from octavo.core.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from octavo.backends.base import Receipt, RuntimeConfig
@@ -33,6 +35,7 @@ HEADER = ("model", "size", "params", "backend", "threads", "test", "t/s")
 @click.option("-d", "depth", type=click.IntRange(0, 1 << 20), default=0, help="Context before.")
 @click.option("-r", "repetitions", type=click.IntRange(1, 1000), default=5, help="Repetitions.")
 @click.option("-t", "threads", type=click.IntRange(0, 1024), default=0, help="Same as --threads.")
+@click.option("--stages", is_flag=True, help="Also print where the time of each test went.")
 @runtime_options
 @json_option
 def command(
@@ -42,6 +45,7 @@ def command(
     depth: int,
     repetitions: int,
     threads: int,
+    stages: bool,
     as_json: bool,
 ) -> None:
     """Measure prefill and decode speed against the speed of the memory.
@@ -64,6 +68,8 @@ def command(
             if receipt.requantized:
                 click.echo(requantized_line(use.format for use in receipt.kernels) + "\n")
             click.echo(_table(model, llm.spec, receipt, result))
+            if stages:
+                click.echo("\n" + _stage_table(result))
             click.echo("\n" + _roof_line(receipt, result))
 
 
@@ -89,6 +95,23 @@ def _table(model: str, spec: DecoderSpec, receipt: Receipt, result: BenchResult)
         for speed in result.speeds
     ]
     return markdown_table(HEADER, rows, ("left",) + ("right",) * 2 + ("left",) + ("right",) * 3)
+
+
+def _stage_table(result: BenchResult) -> str:
+    """Of each test's fastest repetition, ms per token and share of each stage."""
+    from octavo.evals.throughput import stage_milliseconds
+
+    columns = [stage_milliseconds(speed) for speed in result.speeds]
+    if not all(columns):
+        raise UnsupportedError("this backend keeps no stage times; leave out --stages")
+    rows = [
+        (stage, *(f"{spent[stage]:.4f} ({spent[stage] / sum(spent.values()):.1%})"
+                  for spent in columns))
+        for stage in columns[0]
+    ]  # fmt: skip
+    header = ("ms/token", *(speed.test for speed in result.speeds))
+    align: list[Align] = ["left", *("right" for _ in columns)]
+    return markdown_table(header, rows, align)
 
 
 def _short(model: str) -> str:
@@ -139,6 +162,8 @@ def _roof_line(receipt: Receipt, result: BenchResult) -> str:
 
 
 def _as_json(model: str, spec: DecoderSpec, receipt: Receipt, result: BenchResult) -> object:
+    from octavo.evals.throughput import stage_milliseconds
+
     share = decode_share(receipt, result)
     return {
         "model": model,
@@ -150,6 +175,7 @@ def _as_json(model: str, spec: DecoderSpec, receipt: Receipt, result: BenchResul
                 "tokens_per_second": speed.mean,
                 "deviation": speed.deviation,
                 "samples": list(speed.samples),
+                "stages": stage_milliseconds(speed),
             }
             for speed in result.speeds
         ],

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from octavo.backends.base import WANT_TOKEN, Executor
+from octavo.backends.base import WANT_TOKEN, Executor, StageTimed, StageTimes
 from octavo.core.errors import UserError
 from octavo.evals.bandwidth import Bandwidth, read_bandwidth
 from octavo.evals.scorer import SingleSequence
@@ -45,10 +45,12 @@ class SpeedTest:
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Tokens per second of every repetition."""
+    """Tokens per second of every repetition, and where the time of each went (as far as the
+    executor keeps stage times)."""
 
     test: str
     samples: tuple[float, ...]
+    stages: tuple[StageTimes, ...] = ()
 
     @property
     def mean(self) -> float:
@@ -90,27 +92,57 @@ def measure(
     prompt = _random_tokens(executor, max(t.depth + t.tokens for t in wanted))
     for test in wanted:
         run(sequence, test, prompt, clock)
-    samples: list[list[float]] = [[] for _ in wanted]
+    runs: list[list[Run]] = [[] for _ in wanted]
     probes: list[Bandwidth] = []
     for _ in range(repetitions):
-        for test, rates in zip(wanted, samples, strict=True):
-            rates.append(test.tokens / run(sequence, test, prompt, clock))
+        for test, done in zip(wanted, runs, strict=True):
+            done.append(run(sequence, test, prompt, clock))
         probes.append(probe(receipt.bytes_per_token, receipt.threads))
-    speeds = tuple(Speed(t.name, tuple(s)) for t, s in zip(wanted, samples, strict=True))
+    speeds = tuple(_speed(test, done) for test, done in zip(wanted, runs, strict=True))
     return BenchResult(speeds, tuple(probes))
 
 
-def run(sequence: SingleSequence, test: SpeedTest, prompt: Sequence[int], clock: Clock) -> float:
-    """Seconds of one test, from an empty context; the prefill of its depth is not counted."""
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One repetition."""
+
+    seconds: float
+    stages: StageTimes | None = None  # None: the executor keeps none
+
+
+def run(sequence: SingleSequence, test: SpeedTest, prompt: Sequence[int], clock: Clock) -> Run:
+    """One test, from an empty context; the prefill of its depth is not counted."""
     sequence.restart()
     if test.depth:
         sequence.pass_over(prompt[: test.depth])
+    executor = sequence.executor
+    before = executor.stage_times() if isinstance(executor, StageTimed) else None
     begin = clock()
     if test.prompt:
         sequence.prefill(prompt[test.depth : test.depth + test.prompt])
     else:
         generate(sequence, prompt[test.depth], test.generate)
-    return clock() - begin
+    seconds = clock() - begin
+    if before is None or not isinstance(executor, StageTimed):
+        return Run(seconds)
+    return Run(seconds, executor.stage_times().since(before))
+
+
+def _speed(test: SpeedTest, runs: Sequence[Run]) -> Speed:
+    stages = tuple(run.stages for run in runs if run.stages is not None)
+    return Speed(test.name, tuple(test.tokens / run.seconds for run in runs), stages)
+
+
+def stage_milliseconds(speed: Speed) -> dict[str, float]:
+    """Of the fastest repetition, each stage's ms per token: the mean over the threads, so that the
+    stages, "wait" among them, add up to the time of a token. {} where no stage times were kept."""
+    if not speed.stages:
+        return {}
+    fastest = max(range(len(speed.samples)), key=lambda i: speed.samples[i])
+    times = speed.stages[fastest]
+    spent = [sum(column) for column in zip(*times.seconds, strict=True)]
+    scale = 1e3 / speed.samples[fastest] / max(sum(spent), 1e-12)
+    return {name: part * scale for name, part in zip(times.stages, spent, strict=True)}
 
 
 def generate(sequence: SingleSequence, token: int, count: int) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -278,3 +279,18 @@ def test_a_closed_executor_says_so() -> None:
 def test_a8_refuses_floats() -> None:
     with pytest.raises(UnsupportedError, match="a8 multiplies integers"):
         load_native(SPECS["llama"], replace(CONFIG, activations="a8"), "BF16")
+
+
+def test_stage_times_cover_a_step_and_no_more() -> None:
+    executor = load_native(SPECS["llama"], config=CONFIG)
+    batch = new_batch(executor)
+    lay_out(batch, [Chunk(tuple(range(20)), 0, 0)], WANT_TOKEN)
+    before = executor.stage_times()
+    assert before.seconds == ((0.0,) * len(before.stages),) * 2
+    begin = time.perf_counter()
+    executor.step(batch)
+    passed = time.perf_counter() - begin
+    spent = executor.stage_times().since(before)
+    for thread in spent.seconds:
+        assert all(second > 0 for second in thread)  # two threads: each embeds, waits and projects
+        assert sum(thread) < 1.01 * passed  # the two clocks agree far better than that

@@ -12,6 +12,7 @@ from octavo.backends.base import (
     KvLayout,
     Receipt,
     RuntimeConfig,
+    StageTimes,
     StepBatch,
     StepCancelled,
     StepResult,
@@ -106,6 +107,10 @@ class NativeExecutor:
 
     def receipt(self) -> Receipt:
         return self._receipt
+
+    def stage_times(self) -> StageTimes:
+        rows = self._open().stage_seconds()
+        return StageTimes(tuple(_native.STAGES), tuple(tuple(row) for row in rows))
 
     def close(self) -> None:
         """Frees weights, cache and threads. Idempotent."""
