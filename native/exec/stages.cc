@@ -9,10 +9,15 @@ void Step::work(int t) {
   workers_[static_cast<size_t>(t)].clock.start();
   embed(t);
   charge(t, Stage::kEmbed);
-  for (size_t i = 0; i < plan_.layers.size(); ++i)
-    if (!layer(t, plan_.layers[i], static_cast<int>(i))) return;
-  head(t);
+  if (layers(t)) head(t);
   charge(t, Stage::kHead);
+}
+
+bool Step::layers(int t) {
+  if (by_rows()) return barrier(t, Stage::kEmbed) && layers_by_rows(t);
+  for (size_t i = 0; i < plan_.layers.size(); ++i)
+    if (!layer(t, plan_.layers[i], static_cast<int>(i))) return false;
+  return true;
 }
 
 void Step::embed(int t) {
@@ -39,17 +44,23 @@ void Step::residual(float* x, int row, Worker& w) {
 }
 
 void Step::prepare_row(const float* x, const Input& in, const ActRows& act, int index) const {
-  const int64_t at = int64_t{index} * in.k_pad;
+  prepare_columns(x, in, act, index, 0, in.k, in.k_pad);
+}
+
+// Columns [column, column + n) of a row, and padding up to column + padded. Whole groups.
+void Step::prepare_columns(const float* x, const Input& in, const ActRows& act, int index,
+                           int column, int n, int padded) const {
+  const int64_t at = int64_t{index} * in.k_pad + column;
   for (int form = 0; form < 2; ++form) {
     if ((in.forms & (form == 0 ? kFormA8g32 : kFormA8g64)) == 0) continue;
     const int group = form == 0 ? 32 : 64;
-    k_.quantize_a8(x, in.k, in.k_pad, group, act.q[form] + at, act.scale[form] + at / group,
+    k_.quantize_a8(x, n, padded, group, act.q[form] + at, act.scale[form] + at / group,
                    act.sum[form] + at / 32);
   }
-  if ((in.forms & kFormBf16) != 0) k_.round_bf16(x, in.k, in.k_pad, act.bf16 + at);
+  if ((in.forms & kFormBf16) != 0) k_.round_bf16(x, n, padded, act.bf16 + at);
   if ((in.forms & kFormF32) != 0) {
-    std::memcpy(act.f32 + at, x, sizeof(float) * static_cast<size_t>(in.k));
-    std::fill(act.f32 + at + in.k, act.f32 + at + in.k_pad, 0.0F);
+    std::memcpy(act.f32 + at, x, sizeof(float) * static_cast<size_t>(n));
+    std::fill(act.f32 + at + n, act.f32 + at + padded, 0.0F);
   }
 }
 
@@ -76,8 +87,12 @@ bool Step::begin_linear(int t, const float* norm, const Input& in, const float* 
 
 void Step::linear(const Linear& linear, const Input& in, int t, int m, float* y, int64_t ldy,
                   int p0, int p1) const {
+  run_linear(linear, in, few() ? workers_[static_cast<size_t>(t)].act : act_, m, y, ldy, p0, p1);
+}
+
+void Step::run_linear(const Linear& linear, const Input& in, const ActRows& act, int m, float* y,
+                      int64_t ldy, int p0, int p1) const {
   if (p0 >= p1) return;
-  const ActRows& act = few() ? workers_[static_cast<size_t>(t)].act : act_;
   const int form = linear.a8_group == 64 ? 1 : 0;
   ActView view;
   view.k = in.k;
@@ -140,7 +155,12 @@ void Step::project_heads(int t, const Layer& layer) {
   warm(layer.q, mine.q0 * per_head);
   project(layer.v, mine.kv0, mine.kv1);
   project(layer.q, mine.q0, mine.q1);
-  for (int r = 0; r < rows_; ++r) {
+  finish_heads(layer, mine, 0, rows_);
+}
+
+// Bias, norm and rotation of what was projected; K and V go to the cache.
+void Step::finish_heads(const Layer& layer, const HeadRange& mine, int row0, int row1) {
+  for (int r = row0; r < row1; ++r) {
     float* row = qkv_ + r * ld_qkv_;
     for (int h = mine.kv0; h < mine.kv1; ++h) {
       const int at = h * layer.head_dim;

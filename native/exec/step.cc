@@ -31,6 +31,7 @@ Step::Step(const Plan& plan, ThreadPool& pool)
       arena_(size_t{1} << 20, false),
       workers_(static_cast<size_t>(pool.threads())),
       slots_(static_cast<size_t>(plan.max_seqs), TokenCounts(plan.vocab)),
+      taken_(static_cast<size_t>(plan.max_tokens)),
       next_item_(plan.layers.size()),
       pending_(workers_.size()) {
   const int64_t vocab = line(plan.head.w.panels * kLanes);
@@ -39,6 +40,7 @@ Step::Step(const Plan& plan, ThreadPool& pool)
   seq_of_row_.resize(static_cast<size_t>(plan.max_tokens));
   wanted_.reserve(static_cast<size_t>(plan.max_tokens));
   tiles_.reserve(static_cast<size_t>(plan.max_tokens));
+  blocks_.reserve(static_cast<size_t>(plan.max_tokens));
   allocate();
 }
 
@@ -93,7 +95,10 @@ void Step::allocate() {
     w.query = matrix(kTileQueries, plan_.max_head_dim);
     w.scores = matrix(kTileQueries, kSplitKeys);
     w.merged = matrix(2, splits);
-    w.act = act_rows(kFewRows);
+    w.act = act_rows(kBlockRows);
+    w.act_down = act_rows(kBlockRows);
+    w.gate = matrix(kBlockRows, kActColumns);
+    w.up = matrix(kBlockRows, kActColumns);
     w.partials = {matrix(kTileQueries * splits, plan_.max_head_dim),
                   matrix(splits, kTileQueries),
                   matrix(splits, kTileQueries),
@@ -127,6 +132,7 @@ void Step::prepare(const StepArrays& arrays, int n_seqs, const RowsOut& logits,
   logits_out_ = logits.data;
   hidden_out_ = hidden.data;
   plan_tiles();
+  if (by_rows()) plan_blocks();
 }
 
 void Step::check_sequence(int s, const KvCache& cache) const {

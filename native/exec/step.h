@@ -22,6 +22,10 @@ constexpr int kSplitKeys = 256;  // docs/numerics.md: attention splits at fixed 
 constexpr int kTileRows = 16;    // query rows of one attention item
 constexpr int kTileQueries = kMaxGroupHeads;  // rows * heads per kv head of one attention item
 constexpr int kSharedSplitRows = 8;  // steps of at most so many rows may share splits over threads
+constexpr int kBlockRows = 64;       // rows that a thread takes through a layer, at most
+constexpr int kMinBlockRows = 32;    // and at least, lest it wait for weights
+constexpr int kBlocksPerThread = 4;  // so that threads end a layer together
+constexpr int kActColumns = 256;     // columns of gate and up at a time, of such a block
 constexpr int kWarmBytes = 4096;     // of the next matrix, fetched before a thread waits
 constexpr int kMaxLogprobs = 20;
 
@@ -59,6 +63,11 @@ struct Tile {
   int seq, row0, rows;
 };
 
+// Rows that one thread takes through a layer, with their tiles.
+struct RowBlock {
+  int row0, rows, tile0, tile1;
+};
+
 // A row that wants something, in row order.
 struct Wanted {
   int row, seq;
@@ -77,7 +86,8 @@ struct Partials {
 
 struct Worker {
   float *x, *row, *query, *scores, *merged;
-  ActRows act;
+  ActRows act, act_down;  // of few rows, or of a block; act_down: of blocks only
+  float *gate, *up;       // [kBlockRows][kActColumns]
   Partials partials;
   float* chunk;  // head logits of a few panels
   SampleScratch sample;
@@ -115,17 +125,34 @@ class Step {
   bool begin_linear(int t, const float* norm, const Input& in, const float* source, int64_t ld);
   void residual(float* x, int row, Worker& w);
   void prepare_row(const float* x, const Input& in, const ActRows& act, int index) const;
+  void prepare_columns(const float* x, const Input& in, const ActRows& act, int index, int column,
+                       int n, int padded) const;
+  void run_linear(const Linear& linear, const Input& in, const ActRows& act, int m, float* y,
+                  int64_t ldy, int p0, int p1) const;
   void linear(const Linear& linear, const Input& in, int t, int m, float* y, int64_t ldy, int p0,
               int p1) const;
   void warm(const Linear& next, int p) const;
   void warm_after(int t, int index) const;
+  bool layers(int t);
   bool layer(int t, const Layer& layer, int index);
   void project_heads(int t, const Layer& layer);
+  void finish_heads(const Layer& layer, const HeadRange& mine, int row0, int row1);
   void rotate(const Layer& layer, float* head, const float* bias, const float* norm, int row) const;
   void write_kv(const Layer& layer, int row, int kv0, int kv1);
   void project_out(int t, const Layer& layer);
   void gate_up(int t, const Layer& layer);
   void down(int t, const Layer& layer);
+
+  // rows.cc
+  void plan_blocks();
+  bool take_block(int t, int phase, int* block);
+  bool layers_by_rows(int t);
+  void prepare_block(int t, const RowBlock& block, const float* norm, const Input& in);
+  void begin_layer(int t, const Layer& layer, const RowBlock& block, bool any_before);
+  void finish_layer(int t, const Layer& layer, const RowBlock& block);
+  void project_block(const Linear& linear, const Input& in, const ActRows& act,
+                     const RowBlock& block);
+  void gate_up_block(int t, const Layer& layer, const RowBlock& block);
 
   // attention.cc
   bool attention(int t, const Layer& layer, int index);
@@ -154,6 +181,7 @@ class Step {
   void count_tokens();
 
   bool few() const { return rows_ <= kFewRows; }
+  bool by_rows() const { return rows_ >= kMinBlockRows * pool_.threads(); }
   void charge(int t, Stage stage) { workers_[static_cast<size_t>(t)].clock.charge(stage); }
   // Ends a thread's part of `stage`.
   bool barrier(int t, Stage stage) {
@@ -182,6 +210,8 @@ class Step {
   std::vector<int32_t> seq_of_row_;
   std::vector<Wanted> wanted_;
   std::vector<Tile> tiles_;
+  std::vector<RowBlock> blocks_;
+  std::vector<std::atomic<int>> taken_;      // per block: phases that some thread has begun
   std::vector<std::atomic<int>> next_item_;  // one counter per layer: dynamic shares of attention
   int max_splits_ = 0;                       // of this step, over all its positions
   bool share_splits_ = false;

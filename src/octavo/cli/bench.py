@@ -110,7 +110,8 @@ def _stage_table(result: BenchResult) -> str:
         for stage in columns[0]
     ]  # fmt: skip
     header = ("ms/token", *(speed.test for speed in result.speeds))
-    align: list[Align] = ["left", *("right" for _ in columns)]
+    right: Align = "right"
+    align: list[Align] = ["left", *[right for _ in columns]]
     return markdown_table(header, rows, align)
 
 

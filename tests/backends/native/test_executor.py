@@ -120,6 +120,25 @@ def test_long_contexts_merge_their_splits_alike(name: str) -> None:
         np.testing.assert_array_equal(single[0], whole[at])
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("asked", ["source", "int4_g16", "int8_channel"])
+@pytest.mark.parametrize(
+    "spec", [*SPECS.values(), gemma_like(intermediate=80)], ids=["llama", "gemma", "padded"]
+)
+def test_threads_that_take_rows_through_layers_leave_no_trace(
+    spec: DecoderSpec, asked: str, threads: int
+) -> None:
+    # From 32 rows a thread on; blocks of 32 to 64 rows span sequences.
+    config = replace(CONFIG, format=asked, max_tokens=160)
+    texts = [tokens_of(spec, n, seed=n) for n in (75, 1, 46, 35)]
+    few = load_native(spec, config)
+    alone = [text_logits(few, text, 7, block=20 * i) for i, text in enumerate(texts)]
+    many = load_native(spec, replace(config, threads=threads))
+    chunks = [Chunk(text, 0, 20 * i) for i, text in enumerate(texts)]
+    together = step_logits(many, new_batch(many), chunks)
+    np.testing.assert_array_equal(together, np.concatenate(alone))
+
+
 def test_blocks_of_the_cache_may_lie_anywhere() -> None:
     spec, tokens = SPECS["gemma"], tokens_of(SPECS["gemma"], 50)
     executor = load_native(spec, CONFIG)
