@@ -14,16 +14,15 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Event, Thread
 from typing import Any
 
-from engines import Child
+from engines import Child, Task
+from make_rivals import read_per_token
+from peak import peak_memory
 
 from octavo.cli.output import emit_json, markdown_table
-from octavo.core.errors import UserError
-from octavo.core.hardware import probe, process_memory
+from octavo.core.hardware import probe
 from octavo.evals.rivals import quantize_pure
-from octavo.io.gguf_reader import open_gguf
 from octavo.io.hub import resolve_model
 
 CONTEXT = 1024
@@ -64,7 +63,7 @@ def speed(arguments: argparse.Namespace, pure: Path) -> dict[str, Any]:
         ours = running[0].facts
         costs = {child.name: child.facts for child in running[1:]}
     best = max(list(rates)[1:], key=lambda name: statistics.median(rates[name]["decode"]))
-    theirs = pure_bytes(pure)
+    theirs = read_per_token(pure)
     return {
         "model": arguments.model,
         "machine": probe().cpu,
@@ -150,60 +149,24 @@ def children(wanted: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator[list[C
             child.close()
 
 
-def pure_bytes(path: Path) -> int:
-    """Weight bytes llama.cpp reads for a token: every tensor, of an untied embedding one row."""
-    file = open_gguf(path)
-    try:
-        sizes = {name: tensor.nbytes for name, tensor in file.tensors.items()}
-        if "output.weight" in sizes:
-            embedding = file.tensors["token_embd.weight"]
-            sizes["token_embd.weight"] = embedding.nbytes // embedding.shape[0]
-        return sum(sizes.values())
-    finally:
-        file.mapping.close()
-
-
 def memory(arguments: argparse.Namespace, pure: Path) -> dict[str, Any]:
     """Proportional memory of a fresh process each: its peak, and after the last token."""
     (_, ours), *others = setups(arguments, pure)
     theirs = next(setup for name, setup in others if name.endswith("fa1"))
     theirs["threads"] = probe().threads
     ours["engine"] = "octavo-library"
-    mine, rival = (_peak(name, setup, arguments.decode) for name, setup in
-                   (("octavo", ours), ("llama.cpp", theirs)))  # fmt: skip
+    task = Task("decode", arguments.decode)
+    mine = peak_memory("octavo", ours, task)
+    rival = peak_memory("llama.cpp", theirs, task)
     return {
         "model": arguments.model,
         "context": CONTEXT,
         "decoded": arguments.decode,
-        "octavo_pss": mine["peak"],
-        "octavo_pss_after": mine["after"],
-        "llama_cpp_pss": rival["peak"],
-        "llama_cpp_pss_after": rival["after"],
+        "octavo_pss": mine[0],
+        "octavo_pss_after": mine[1],
+        "llama_cpp_pss": rival[0],
+        "llama_cpp_pss_after": rival[1],
     }
-
-
-def _peak(name: str, setup: Mapping[str, Any], tokens: int) -> dict[str, int]:
-    child = Child(name, setup)
-    seen: list[int] = []
-    done = Event()
-    watcher = Thread(target=_watch, args=(child.pid, seen, done))
-    watcher.start()
-    try:
-        child.ready().do("decode", tokens)
-        after = process_memory(child.pid).proportional
-    finally:
-        done.set()
-        watcher.join()
-        child.close()
-    return {"peak": max(*seen, after), "after": after}
-
-
-def _watch(pid: int, seen: list[int], done: Event) -> None:
-    while not done.wait(0.005):
-        try:
-            seen.append(process_memory(pid).proportional)
-        except UserError:  # the process has just ended
-            return
 
 
 def _speed_table(result: Mapping[str, Any]) -> str:

@@ -1,163 +1,85 @@
 """An engine in a process of its own, driven line by line, so that rounds of several interleave.
 
-`python benchmarks/engines.py '{"engine": ..., ...}'` loads and prints a JSON line; then every line
-on stdin, such as {"do": "decode", "tokens": 128}, is answered by one line. Times are taken inside.
+`python benchmarks/engines.py '{"engine": ..., ...}'` loads and prints a JSON line of facts; then
+every line on stdin, a `Task` as JSON with "do": "task", is answered by one line. Times are taken
+inside. An engine's module is imported in its own process only: it may need another Python than the
+one that drives it.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
+import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
-
-if TYPE_CHECKING:
-    from octavo.backends.base import Executor
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Protocol
 
 START = 1  # the first token of a generation
 PROMPT = 100  # prompts are the tokens PROMPT, PROMPT + 1, ...
+TOGETHER_PROMPT = 32  # tokens before each of the sequences of a batch
+TOGETHER_CONTEXT = 128  # of each of them
 Fields = Mapping[str, Any]
+Kind = Literal["prefill", "decode"]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is timed.
+
+    prefill  `tokens` tokens from an empty context to one next token.
+    decode   `tokens` greedy steps of each of `batch` sequences: one behind `depth` tokens, or
+             several behind TOGETHER_PROMPT tokens each. What lies before is not timed.
+    """
+
+    kind: Kind
+    tokens: int
+    depth: int = 0
+    batch: int = 1
+
+    @property
+    def name(self) -> str:
+        if self.kind == "prefill":
+            return f"pp{self.tokens}"
+        return f"tg{self.tokens}" + (f" x{self.batch}" if self.batch > 1 else f" @ d{self.depth}")
+
+    @property
+    def work(self) -> int:
+        """Tokens that count for tokens per second."""
+        return self.tokens * self.batch
 
 
 class Engine(Protocol):
-    """Seconds from an empty context; `describe` is printed after loading."""
+    """Seconds of a task; `describe` is printed after loading. NotImplementedError: can't do it."""
 
     def describe(self) -> dict[str, Any]: ...
 
     def prefill(self, tokens: int) -> float: ...
 
-    def decode(self, tokens: int) -> float: ...
+    def decode(self, tokens: int, depth: int) -> float: ...
+
+    def decode_together(self, tokens: int, batch: int) -> float: ...
 
 
-class Octavo:
-    """Our native executor, driven step by step as llama-bench drives llama_decode."""
-
-    def __init__(self, setup: Fields) -> None:
-        from octavo.backends.base import RuntimeConfig
-        from octavo.backends.native.backend import load
-        from octavo.evals.scorer import SingleSequence
-        from octavo.io.checkpoint import open_model
-        from octavo.io.hub import resolve_model
-
-        config = RuntimeConfig(
-            context=setup["context"],
-            max_seqs=1,
-            threads=setup["threads"],
-            format=setup["format"],
-            isa=setup.get("isa", ""),
-        )
-        with open_model(resolve_model(setup["model"])) as model:
-            self.executor: Executor = load(model.spec, model.source, config)
-        self.sequence = SingleSequence(self.executor)
-
-    def describe(self) -> dict[str, Any]:
-        receipt = self.executor.receipt()
-        return {
-            "bytes_per_token": receipt.bytes_per_token,
-            "packed_bytes": receipt.packed_bytes,
-            "isa": receipt.isa,
-            "threads": receipt.threads,
-            "kernels": sorted({use.kernel for use in receipt.kernels}),
-        }
-
-    def prefill(self, tokens: int) -> float:
-        self.sequence.restart()
-        begin = time.perf_counter()
-        self.sequence.prefill(range(PROMPT, PROMPT + tokens))
-        return time.perf_counter() - begin
-
-    def decode(self, tokens: int) -> float:
-        from octavo.evals.throughput import generate
-
-        self.sequence.restart()
-        begin = time.perf_counter()
-        generate(self.sequence, START, tokens)
-        return time.perf_counter() - begin
-
-
-class OctavoLibrary(Octavo):
-    """All that a user's process holds: tokenizer and engine beside the executor."""
-
-    def __init__(self, setup: Fields) -> None:
-        from octavo.api import LLM
-        from octavo.backends.base import RuntimeConfig
-        from octavo.evals.scorer import SingleSequence
-
-        config = RuntimeConfig(context=setup["context"], max_seqs=1, threads=setup["threads"])
-        self.llm = LLM(setup["model"], format=setup["format"], config=config)
-        self.executor = self.llm.executor
-        self.sequence = SingleSequence(self.executor)
-
-
-class LlamaCppEngine:
-    """llama_decode through the low-level API, and the cheaper of two native argmax routes."""
-
-    def __init__(self, setup: Fields) -> None:
-        from octavo.evals.rivals import LlamaCpp
-
-        self.llama = LlamaCpp(
-            Path(setup["model"]),
-            setup["context"],
-            setup["threads"],
-            kv=setup["kv"],
-            flash_attention=setup["flash_attention"],
-        )
-        self.llama.decode([START], 0)
-        routes = {"sampler": self.llama.greedy, "argmax": self.llama.argmax}
-        self.costs = {name: _fastest(route) for name, route in routes.items()}
-        self.choose = routes[min(self.costs, key=lambda name: self.costs[name])]
-
-    def describe(self) -> dict[str, Any]:
-        return {"seconds_per_argmax": self.costs}
-
-    def prefill(self, tokens: int) -> float:
-        self.llama.restart()
-        prompt = list(range(PROMPT, PROMPT + tokens))
-        begin = time.perf_counter()
-        for first in range(0, tokens, self.llama.batch_size):
-            self.llama.decode(prompt[first : first + self.llama.batch_size], first)
-        self.choose()
-        return time.perf_counter() - begin
-
-    def decode(self, tokens: int) -> float:
-        self.llama.restart()
-        token = START
-        begin = time.perf_counter()
-        for position in range(tokens):
-            self.llama.decode((token,), position)
-            token = self.choose()
-        return time.perf_counter() - begin
-
-
-def _fastest(route: Any) -> float:
-    times = []
-    for _ in range(20):
-        begin = time.perf_counter()
-        route()
-        times.append(time.perf_counter() - begin)
-    return min(times)
-
-
-ENGINES: dict[str, Callable[[Fields], Engine]] = {
-    "octavo": Octavo,
-    "octavo-library": OctavoLibrary,
-    "llama.cpp": LlamaCppEngine,
+ENGINES: Mapping[str, tuple[str, str]] = {
+    "octavo": ("engine_octavo", "Octavo"),
+    "octavo-library": ("engine_octavo", "OctavoLibrary"),
+    "llama.cpp": ("engine_llama", "LlamaCppEngine"),
+    "openvino": ("engine_openvino", "OpenVino"),
+    "torch": ("engine_torch", "Torch"),
 }
 
 
 class Child:
     """The other end of the pipe: a fresh process with one engine."""
 
-    def __init__(self, name: str, setup: Fields) -> None:
+    def __init__(self, name: str, setup: Fields, python: str = sys.executable) -> None:
         self.name, self.setup = name, dict(setup)
+        self.command = [python, __file__, json.dumps(self.setup)]
         self._process = subprocess.Popen(
-            [sys.executable, __file__, json.dumps(self.setup)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+            self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         self.pid = self._process.pid
         self.facts: dict[str, Any] = {}
@@ -167,18 +89,26 @@ class Child:
         self.facts = self._read()
         return self
 
-    def do(self, what: str, tokens: int) -> float:
-        """Seconds of "prefill" or "decode"."""
-        self.send(what, tokens)
-        return float(self._read()["seconds"])
+    def do(self, what: Kind, tokens: int) -> float:
+        """Seconds of "prefill" or "decode" from an empty context."""
+        return self.measure(Task(what, tokens))
 
-    def send(self, what: str, tokens: int) -> None:
+    def measure(self, task: Task) -> float:
+        """Seconds. Raises NotImplementedError when the engine can't do this."""
+        return float(self._ask({"do": "task", **asdict(task)})["seconds"])
+
+    def ask(self, what: str) -> Any:
+        """A fact that the engine finds on demand, such as "probe"."""
+        return self._ask({"do": what})["value"]
+
+    def _ask(self, request: Fields) -> dict[str, Any]:
         assert self._process.stdin is not None
-        print(json.dumps({"do": what, "tokens": tokens}), file=self._process.stdin, flush=True)
-
-    def wait(self) -> float:
-        """Seconds of what `send` asked for."""
-        return float(self._read()["seconds"])
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        answer = self._read()
+        if "unable" in answer:
+            raise NotImplementedError(answer["unable"])
+        return answer
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -189,18 +119,40 @@ class Child:
         return answer
 
     def close(self) -> None:
+        """End it; by force when it doesn't end by itself."""
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(30)
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def _answer(engine: Engine, request: Fields) -> dict[str, Any]:
+    if request["do"] != "task":
+        return {"value": getattr(engine, request["do"])()}
+    tokens, batch = request["tokens"], request["batch"]
+    try:
+        if request["kind"] == "prefill":
+            return {"seconds": engine.prefill(tokens)}
+        if batch > 1:
+            return {"seconds": engine.decode_together(tokens, batch)}
+        return {"seconds": engine.decode(tokens, request["depth"])}
+    except NotImplementedError as error:
+        return {"unable": str(error)}
 
 
 def _serve(setup: Fields) -> None:
-    engine: Engine = ENGINES[setup["engine"]](setup)
-    print(json.dumps(engine.describe()), flush=True)
+    """Answers go to the real stdout; whatever a library prints goes to stderr. Ctrl-C is for the
+    process that drives this one: the end of its pipe ends the engine."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    answers, sys.stdout = sys.stdout, sys.stderr
+    module, name = ENGINES[setup["engine"]]
+    engine: Engine = getattr(importlib.import_module(module), name)(setup)
+    print(json.dumps(engine.describe()), file=answers, flush=True)
     for line in sys.stdin:
-        request = json.loads(line)
-        run = {"prefill": engine.prefill, "decode": engine.decode}[request["do"]]
-        print(json.dumps({"seconds": run(request["tokens"])}), flush=True)
+        print(json.dumps(_answer(engine, json.loads(line))), file=answers, flush=True)
 
 
 if __name__ == "__main__":

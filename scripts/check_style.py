@@ -61,7 +61,7 @@ def cpp_faults() -> Iterator[str]:
 
 def mirror_faults() -> Iterator[str]:
     """A test directory must have its twin in src (or be one of the cross-cutting kinds)."""
-    free = {"support", "e2e", "property", "conformance", "native"}
+    free = {"support", "e2e", "property", "conformance", "native", "benchmarks"}
     for directory in sorted(p for p in (ROOT / "tests").rglob("*") if p.is_dir()):
         relative = directory.relative_to(ROOT / "tests")
         if relative.parts[0] in free or directory.name == "__pycache__":

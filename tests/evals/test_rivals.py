@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from octavo.core.errors import ModelFileError, OctavoError, UserError
-from octavo.evals.rivals import LlamaCpp, quantize_pure
+from octavo.evals.rivals import LlamaCpp, LlamaSettings, quantize_pure
 from support.models import demo_model
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python isn't installed")
@@ -17,7 +17,7 @@ TOKENS = list(range(100, 140))
 
 @pytest.fixture(scope="module")
 def model() -> LlamaCpp:
-    return LlamaCpp(demo_model("smollm2-135m"), context=64, threads=1, batch=16)
+    return LlamaCpp(demo_model("smollm2-135m"), 64, LlamaSettings(threads=1, batch=16))
 
 
 def rows(model: LlamaCpp, first: int, block: int) -> np.ndarray:

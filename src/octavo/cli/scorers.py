@@ -59,10 +59,10 @@ def load_tokenizer_of(name: str) -> Tokenizer:
 
 
 def _rival(file: str, config: RuntimeConfig) -> Scorer:
-    from octavo.evals.rivals import LlamaCpp
+    from octavo.evals.rivals import LlamaCpp, LlamaSettings
 
     kv = "f32" if config.kv_format == "fp32" else "bf16"
-    return LlamaCpp(_path(file), config.context, config.threads, kv=kv)
+    return LlamaCpp(_path(file), config.context, LlamaSettings(threads=config.threads, kv=kv))
 
 
 def _path(name: str) -> Path:
