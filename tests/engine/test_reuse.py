@@ -95,7 +95,7 @@ def test_what_was_pushed_out_is_called_evicted():
     ("policy", "second"),
     [
         (CachePolicy(salt="x"), (0, 8, "first", -1)),
-        (CachePolicy(read=False), (0, 8, "not_read", -1)),
+        (CachePolicy(read=False), (0, 0, "not_read", -1)),
         (CachePolicy(write="none"), (8, 0, "hit", -1)),
     ],
 )

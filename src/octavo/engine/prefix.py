@@ -166,15 +166,19 @@ class PrefixCache:
 
     def publish(
         self, lease: Lease, chain: Chain, tokens: Sequence[int], first: int, stop: int
-    ) -> None:
-        """Name the lease's blocks first .. stop, all of whose tokens have been computed."""
+    ) -> list[int]:
+        """Name the lease's blocks first .. stop, all of whose tokens have been computed. Returns
+        the indices of those whose content no other block has."""
         chain.upto(tokens, stop)
+        fresh: set[int] = set()
         for group, names in enumerate(self._groups):
             table: I32 = lease.table(group)
             for index in range(first, stop):
                 if table[index] != ABSENT:
                     entry = _Entry(chain.digests[index], chain.parent(index), chain.blocks[index])
-                    names.put(int(table[index]), entry)
+                    if names.put(int(table[index]), entry):
+                        fresh.add(index)
+        return sorted(fresh)
 
     def named(self, group: int, block: int) -> bool:
         return block in self._groups[group].entry_of

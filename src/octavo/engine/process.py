@@ -18,7 +18,7 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from octavo.core.errors import OctavoError, OverloadedError, UnavailableError
 from octavo.engine.client import Inbox, Mail, OutputStream
@@ -43,6 +43,26 @@ State = Literal["starting", "ready", "failed", "closed"]
 
 _MOST_STARTS = 5  # in a row without one that became ready
 _STOP_SECONDS = 10.0  # until a child that was told to stop is killed
+
+
+class ServingClient(Protocol):
+    """What a server needs of an engine that runs elsewhere. Any thread may call any method."""
+
+    stats: EngineStats
+
+    def send(self, requests: Sequence[Request], inbox: Inbox) -> tuple[Request, ...]:
+        """Start requests whose outputs go to an inbox of the caller's; returns them as they run.
+        Raises UnavailableError, OverloadedError."""
+
+    def abort(self, request_id: str, choice: int | None = None) -> None:
+        """End a request, or one choice, early; nothing for one that isn't open."""
+
+    def unpin(self, name: str) -> None:
+        """Let a named prefix go."""
+
+    def health(self) -> Health: ...
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +108,7 @@ class _Child:
 
 
 class ProcessClient:
-    """See `EngineClient`. `factory` ("module:function") makes the engine in the child from
+    """See `EngineClient` and `ServingClient`. `factory` ("module:function") makes the engine in the child from
     `arguments`. Any thread may call any method."""
 
     def __init__(self, factory: str, arguments: dict[str, Any]) -> None:
@@ -125,8 +145,6 @@ class ProcessClient:
         return self.submit([request])
 
     def send(self, requests: Sequence[Request], inbox: Inbox) -> tuple[Request, ...]:
-        """Start requests whose outputs go to an inbox of the caller's; returns them as they run.
-        Raises UnavailableError, OverloadedError."""
         seeded = tuple(with_seed(request) for request in requests)
         with self._lock:
             if self._state != "ready" or self.ready is None:
@@ -152,7 +170,6 @@ class ProcessClient:
                 self._tell(Abort(request_id, choice))
 
     def unpin(self, name: str) -> None:
-        """Let a named prefix go."""
         with self._lock:
             self._tell(Unpin(name))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import OrderedDict
 
 import numpy as np
@@ -65,10 +66,18 @@ class Reuse:
             return
         stop = min(full, self._wanted(sequence))
         if stop > sequence.published:
-            first = sequence.published
-            self.cache.publish(sequence.lease, sequence.chain, sequence.tokens, first, stop)
+            first, chain = sequence.published, sequence.chain
+            fresh = self.cache.publish(sequence.lease, chain, sequence.tokens, first, stop)
+            self._count(sequence, fresh)
         before, sequence.published = sequence.published, full
         self._note_marks(sequence, before, full)
+
+    def _count(self, sequence: Sequence, fresh: list[int]) -> None:
+        """Prompt tokens that were left for others go into what the request is told."""
+        size, use = self.cache.pool.block_size, sequence.explained
+        written = sum((index + 1) * size <= sequence.n_prompt for index in fresh) * size
+        if use is not None and written:
+            sequence.explained = dataclasses.replace(use, written=use.written + written)
 
     def _wanted(self, sequence: Sequence) -> int:
         """Blocks that the policy wants named."""
@@ -89,21 +98,17 @@ class Reuse:
 
     def _explain(self, sequence: Sequence, hit: int) -> CacheUse:
         request, size = sequence.request, self.cache.pool.block_size
-        full = sequence.n_prompt // size * size
-        last = max((mark.tokens for mark in request.cache.marks), default=0) // size * size
-        written = {"all": full, "marks": last, "none": 0}[request.cache.write]
-        fresh = max(written - hit, 0)
         if not _reads(sequence):
-            return CacheUse(hit, fresh, "not_read")
+            return CacheUse(hit, 0, "not_read")
         earlier = self._last.get((request.cache.salt, request.cache.key))
         if earlier is None:
-            return CacheUse(hit, fresh, "hit" if hit else "first")
+            return CacheUse(hit, 0, "hit" if hit else "first")
         common = common_prefix(earlier, request.prompt)
         diverged = common if common < min(len(earlier), len(request.prompt)) else -1
         whole = min(common, sequence.n_prompt - 1) // size * size
         if hit < whole:
-            return CacheUse(hit, fresh, "evicted", diverged)
-        return CacheUse(hit, fresh, "hit" if diverged < 0 else "input_changed", diverged)
+            return CacheUse(hit, 0, "evicted", diverged)
+        return CacheUse(hit, 0, "hit" if diverged < 0 else "input_changed", diverged)
 
     def _remember(self, request: Request) -> None:
         key = request.cache.salt, request.cache.key
