@@ -135,7 +135,7 @@ def test_echo_with_logprobs_scores_the_prompt(served, stream):
     assert logprobs["text_offset"] == [0, 1, 2, 3]
     scores = logprobs["token_logprobs"]
     assert scores[0] is None
-    assert scores[1] > -0.1 and scores[3] > -0.1  # as counted
+    assert min(scores[1], scores[3]) > -0.1  # as counted
     assert scores[2] < -9  # not the next letter
     assert list(logprobs["top_logprobs"][2]) == ["c"]
 
@@ -183,8 +183,8 @@ def test_what_is_wrong_is_named(served, path, body, status, param):
 
 
 def test_a_stream_that_fails_says_so_in_its_last_event(served):
-    """The prompt's ids are refused by the engine, after the stream has begun."""
-    served.model.ready.limits  # the server checks lengths only
+    """The prompt's ids are refused by the engine, after the stream has begun: the server itself
+    checks lengths only."""
     body = {"prompt": [99999], "stream": True}
     response = run(served.post("/v1/completions", body))
     last = response.text.strip().split("\n\n")[-1]

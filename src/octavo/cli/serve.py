@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from octavo.cli.options import MAX_CONTEXT, Decorator, runtime_config, runtime_options
+from octavo.cli.options import MAX_CONTEXT, Decorator, json_option, runtime_config, runtime_options
+from octavo.cli.output import emit_json
 from octavo.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -63,7 +65,8 @@ def _word(name: str, default: str, text: str) -> Decorator:
 @_count("--max-body", 1024, None, 32 << 20, "Bytes of a request at most.")
 @_words("--allowed-origins", "Origins of browsers that may call. [default: none]")
 @click.option("--metrics-compat", is_flag=True, help="Show metrics under vLLM's names too.")
-def command(model: str, metrics_compat: bool) -> None:
+@json_option
+def command(model: str, metrics_compat: bool, as_json: bool) -> None:
     """Serve MODEL to OpenAI's clients: chat and completions, streaming, tokens, metrics.
 
     It listens on this machine only, unless --host says otherwise; give --api-key then. Ctrl-C or
@@ -79,7 +82,7 @@ def command(model: str, metrics_compat: bool) -> None:
     listener = open_socket(_kept("host"), _kept("port"))
     with listener:
         served = serve_model(model, _config(), _kept("served_model_name"), _kept("max_waiting"))
-        run(served, settings, listener, lambda: _announce(listener, served))
+        run(served, settings, listener, lambda: _announce(listener, served, as_json))
 
 
 def _keys() -> tuple[str, ...]:
@@ -105,9 +108,14 @@ def _config() -> RuntimeConfig:
     )
 
 
-def _announce(listener: socket.socket, served: ServedModel) -> None:
+def _announce(listener: socket.socket, served: ServedModel, as_json: bool) -> None:
     host, port = listener.getsockname()[:2]
     receipt, limits = served.ready.receipt, served.ready.limits
+    if as_json:  # at once: whoever starts a server waits for this line
+        url = f"http://{host}:{port}/v1"
+        emit_json({"url": url, "model": served.name, "limits": limits, "receipt": receipt})
+        sys.stdout.flush()
+        return
     click.echo(
         f"{served.name} at http://{host}:{port}/v1   {receipt.isa}, {receipt.threads} threads,"
         f" {receipt.kv_format} KV, context {limits.context}, {limits.max_seqs} at once"

@@ -108,8 +108,8 @@ class _Child:
 
 
 class ProcessClient:
-    """See `EngineClient` and `ServingClient`. `factory` ("module:function") makes the engine in the child from
-    `arguments`. Any thread may call any method."""
+    """See `EngineClient` and `ServingClient`. `factory` ("module:function") makes the engine in the
+    child from `arguments`."""
 
     def __init__(self, factory: str, arguments: dict[str, Any]) -> None:
         self._load = Load(factory, arguments)
