@@ -62,6 +62,9 @@ class ServingClient(Protocol):
 
     def health(self) -> Health: ...
 
+    def wait_ready(self) -> Ready:
+        """Block until the model is loaded. Raises UnavailableError with what keeps it from it."""
+
     def close(self) -> None: ...
 
 
@@ -125,7 +128,6 @@ class ProcessClient:
         self._finalizer = weakref.finalize(self, _kill, self._child.process)
 
     def wait_ready(self) -> Ready:
-        """Block until the model is loaded. Raises what kept it from it."""
         with self._changed:
             self._changed.wait_for(lambda: self._state != "starting")
             if self.ready is None or self._state != "ready":
