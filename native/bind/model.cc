@@ -77,7 +77,12 @@ void bind_weight(nb::module_& m) {
       .value("F16", Code::kF16)
       .value("BF16", Code::kBf16)
       .value("F32", Code::kF32);
-  nb::enum_<Act>(m, "Act").value("A8", Act::kA8).value("BF16", Act::kBf16).value("F32", Act::kF32);
+  nb::enum_<Act>(m, "Act")
+      .value("A8", Act::kA8)
+      .value("A16", Act::kA16)
+      .value("A8A16", Act::kA8A16)
+      .value("BF16", Act::kBf16)
+      .value("F32", Act::kF32);
   m.def("code_for", &code_for, "bits"_a);
   nb::class_<PackPlan>(m, "PackPlan")
       .def(nb::init<>())
@@ -203,6 +208,7 @@ void bind_descriptions(nb::module_& m) {
       .def_rw("block_size", &RuntimeDesc::block_size)
       .def_rw("kv_format", &RuntimeDesc::kv_format)
       .def_rw("kv_blocks", &RuntimeDesc::kv_blocks)
+      .def_rw("wide_ratio", &RuntimeDesc::wide_ratio)
       .def_rw("isa", &RuntimeDesc::isa);
 }
 

@@ -2,6 +2,7 @@
 // description or batch), MemoryError, and step()'s status.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
@@ -9,6 +10,7 @@
 
 #include <algorithm>
 #include <tuple>
+#include <utility>
 
 #include "core/bandwidth.h"
 #include "exec/executor.h"
@@ -121,6 +123,13 @@ void bind_executor(nb::module_& m) {
              return lines;
            })
       .def("stage_seconds", [](Executor& e) { return e.state().stage_seconds(); })
+      .def("rows_seen",
+           [](Executor& e) {
+             std::vector<std::pair<int64_t, int64_t>> seen;
+             for (const KernelLine& l : e.plan().lines)
+               seen.push_back(e.state().rows_seen(l.input));
+             return seen;
+           })
       .def_prop_ro("isa", [](const Executor& e) { return e.plan().table->isa; });
 }
 

@@ -108,6 +108,7 @@ Code code_of(const std::string& name) {
 
 Act act_of(const std::string& name) {
   if (name == "a8") return Act::kA8;
+  if (name == "a16") return Act::kA16;
   if (name == "abf16") return Act::kBf16;
   if (name == "a32") return Act::kF32;
   throw std::invalid_argument("no such activation format: " + name);
@@ -197,19 +198,22 @@ nb::bytes raw_bytes(Packed& w) {
 
 // Rows of activations in the three formats, as exec prepares them.
 struct Activations {
-  std::vector<int8_t> q;
-  std::vector<float> scale, wide;
-  std::vector<int32_t> sum;
+  std::vector<int8_t> q, q16;
+  std::vector<float> scale, scale16, wide;
+  std::vector<int32_t> sum, sum16;
   std::vector<uint16_t> bf16;
   ActView view;
 
-  Activations(const KernelTable& table, const PackedWeight& w, const In<float>& x) {
+  Activations(const KernelTable& table, const PackedWeight& w, const In<float>& x, Act act) {
     const int m = static_cast<int>(x.shape(0)), k = w.k, k_pad = w.k_pad;
     const int group = octavo::a8_group_for(w.group, k_pad);
     const size_t size = static_cast<size_t>(m) * static_cast<size_t>(k_pad);
     q.resize(size);
     scale.resize(size / static_cast<size_t>(group));
     sum.resize(size / 32);
+    q16.resize(2 * size);
+    scale16.resize(scale.size());
+    sum16.resize(2 * sum.size());
     bf16.resize(size);
     wide.resize(size);
     for (int r = 0; r < m; ++r) {
@@ -217,47 +221,57 @@ struct Activations {
       const int64_t at = static_cast<int64_t>(r) * k_pad;
       table.quantize_a8(row, k, k_pad, group, q.data() + at, scale.data() + at / group,
                         sum.data() + at / 32);
+      table.quantize_a16(row, k, k_pad, group, q16.data() + 2 * at, scale16.data() + at / group,
+                         sum16.data() + at / 16);
       table.round_bf16(row, k, k_pad, bf16.data() + at);
       std::memcpy(wide.data() + at, row, static_cast<size_t>(k) * 4);
     }
     view.k = k;
     view.k_pad = k_pad;
     view.a8_group = group;
-    view.q = q.data();
-    view.scale = scale.data();
-    view.sum = sum.data();
+    const bool two = act == Act::kA16;
+    view.q = (two ? q16 : q).data();
+    view.scale = (two ? scale16 : scale).data();
+    view.sum = (two ? sum16 : sum).data();
     view.bf16 = bf16.data();
     view.f32 = wide.data();
   }
 };
 
 // x [m, k] through the named kernel for panels [p0, p1): y [m, 16 (p1 - p0)]. What lies outside the
-// panels must stay untouched.
+// panels must stay untouched. With `rows` (ascending), only these are written: y [len(rows), ...].
 Out<float> linear(const std::string& isa, const std::string& kernel, Packed& w, In<float> x, int p0,
-                  int p1) {
+                  int p1, std::optional<In<int32_t>> rows) {
   const KernelTable& table = table_of(isa);
   if (static_cast<int>(x.shape(1)) != w.plan.k) throw std::invalid_argument("x has another width");
   if (p0 < 0 || p1 > w.view.panels || p0 > p1) throw std::invalid_argument("no such panels");
-  const Activations act(table, w.view, x);
   const size_t m = x.shape(0), ldy = static_cast<size_t>(w.view.panels) * 16 + 16;
   Guarded<float> y(m * ldy);
   for (int i = 0; i < table.n_linear; ++i) {
     const octavo::LinearKernel& row = table.linear[i];
     if (kernel != row.name) continue;
-    row.run(w.view, act.view, static_cast<int>(m), y.data(), static_cast<int64_t>(ldy), p0, p1);
+    Activations act(table, w.view, x, row.act);
+    std::vector<bool> written(m, !rows);
+    if (rows) {
+      act.view.rows = rows->data();
+      for (size_t r = 0; r < rows->size(); ++r)
+        written.at(static_cast<size_t>(rows->data()[r])) = true;
+    }
+    const int count = static_cast<int>(rows ? rows->size() : m);
+    row.run(w.view, act.view, count, y.data(), static_cast<int64_t>(ldy), p0, p1);
     const size_t first = static_cast<size_t>(p0) * 16, last = static_cast<size_t>(p1) * 16;
     const std::vector<float> all = y.take();
     std::vector<float> out;
     for (size_t r = 0; r < m; ++r) {
       for (size_t c = 0; c < ldy; ++c) {
-        if (c >= first && c < last) {
+        if (written[r] && c >= first && c < last) {
           out.push_back(all[r * ldy + c]);
         } else if (!y.untouched(r * ldy + c)) {
           throw std::runtime_error("wrote outside its panels");
         }
       }
     }
-    return give(std::move(out), {m, last - first});
+    return give(std::move(out), {static_cast<size_t>(count), last - first});
   }
   throw std::invalid_argument("no such kernel: " + kernel);
 }
@@ -271,7 +285,7 @@ using RowTuple = std::tuple<std::string, std::string, std::string, bool, bool, b
 
 std::vector<RowTuple> rows(const std::string& isa) {
   const KernelTable& table = table_of(isa);
-  constexpr const char* kActs[] = {"a8", "abf16", "a32"};
+  constexpr const char* kActs[] = {"a8", "abf16", "a32", "a16"};
   constexpr const char* kCodes[] = {"two",  "three", "nibble", "five", "six",
                                     "byte", "f16",   "bf16",   "f32"};
   std::vector<RowTuple> out;
@@ -310,6 +324,22 @@ std::tuple<Out<int8_t>, Out<float>, Out<int32_t>> quantize_a8(const std::string&
   table_of(isa).quantize_a8(x.data(), static_cast<int>(x.size()), k_pad, group, q.data(),
                             scale.data(), sum.data());
   return {give(q.take(), {n}), give(scale.take(), {groups}), give(sum.take(), {n / 32})};
+}
+
+// hi and lo [2, k_pad], scales, sums [2, k_pad / 32].
+std::tuple<Out<int8_t>, Out<float>, Out<int32_t>> quantize_a16(const std::string& isa, In<float> x,
+                                                               int k_pad, int group) {
+  const size_t n = static_cast<size_t>(k_pad), groups = static_cast<size_t>(k_pad / group);
+  Guarded<int8_t> q(2 * n);
+  Guarded<float> scale(groups);
+  Guarded<int32_t> sum(n / 16);
+  table_of(isa).quantize_a16(x.data(), static_cast<int>(x.size()), k_pad, group, q.data(),
+                             scale.data(), sum.data());
+  return {give(q.take(), {2, n}), give(scale.take(), {groups}), give(sum.take(), {2, n / 32})};
+}
+
+bool peaked(const std::string& isa, In<float> x, float ratio) {
+  return table_of(isa).peaked(x.data(), static_cast<int>(x.size()), ratio);
 }
 
 Out<uint16_t> round_bf16(const std::string& isa, In<float> x, int k_pad) {
@@ -486,9 +516,12 @@ void bind_testing(nb::module_& m) {
   m.def("cpu_features", &octavo::cpu_features);
   m.def("rows", &rows);
   m.def("selected", &selected);
-  m.def("linear", &linear);
+  m.def("linear", &linear, nb::arg("isa"), nb::arg("kernel"), nb::arg("packed"), nb::arg("x"),
+        nb::arg("p0"), nb::arg("p1"), nb::arg("rows").none() = nb::none());
   m.def("rms_norm", &rms_norm, nb::arg("isa"), nb::arg("x"), nb::arg("w").none(), nb::arg("eps"));
   m.def("quantize_a8", &quantize_a8);
+  m.def("quantize_a16", &quantize_a16);
+  m.def("peaked", &peaked);
   m.def("round_bf16", &round_bf16);
   m.def("rope", &rope);
   m.def("add", &add);

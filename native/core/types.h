@@ -11,7 +11,7 @@ constexpr int kUnit = 32;   // inputs of a unit: K is padded with zeros to a mul
 
 // How codes lie, by their bits: 2, 3, 4, 5, 6, 8; kF16, kBf16 and kF32 hold values, not codes.
 enum class Code : uint8_t { kTwo, kThree, kNibble, kFive, kSix, kByte, kF16, kBf16, kF32 };
-enum class Act : uint8_t { kA8, kBf16, kF32 };  // a8, abf16, a32
+enum class Act : uint8_t { kA8, kBf16, kF32, kA16, kA8A16 };  // a8, abf16, a32, a16, a8a16
 
 // Bits of a code, or of a value.
 static inline constexpr int code_bits(Code code) {
@@ -86,15 +86,24 @@ struct PackedWeight {
 // a8: q = round_half_even(x * (127 / amax)), scale = amax / 127 over each `group` (32 or 64)
 // inputs; amax < 2^-118 (127 / amax is no longer finite) gives q = 0, scale = 0. sum[unit] = sum of
 // q over 32 inputs (for zeros and offsets). Rows lie one after another, without gaps.
+//
+// a16: q = round_half_even(x * (32639 / amax)), scale = amax / 32639, in the same groups; amax <
+// 2^-100 gives q = 0, scale = 0. q = 256 hi + lo with hi = (q + 128) >> 8 and lo = q - 256 hi, but
+// at least -127, so that both are rows of a8 to a dot: row 2r holds hi, row 2r + 1 lo. sum
+// likewise.
 struct ActView {
   int32_t k = 0, k_pad = 0;
   int32_t a8_group = 32;
-  const int8_t* q = nullptr;       // [m][k_pad]
+  const int8_t* q = nullptr;       // [m][k_pad]; a16: [2 m][k_pad]
   const float* scale = nullptr;    // [m][k_pad / a8_group]
-  const int32_t* sum = nullptr;    // [m][k_pad / 32]
+  const int32_t* sum = nullptr;    // [m][k_pad / 32]; a16: [2 m][k_pad / 32]
   const uint16_t* bf16 = nullptr;  // [m][k_pad], rounded half to even
   const float* f32 = nullptr;      // [m][k_pad]
+  // a8 and a16: the rows to multiply, which are the rows of y to write; null: rows 0 to m - 1.
+  const int32_t* rows = nullptr;
 };
+
+static inline int64_t row_of(const ActView& x, int r) { return x.rows ? x.rows[r] : r; }
 
 // Inputs of one activation scale for a given weight group: 64 when the weight's group and k_pad are
 // multiples of 64, else 32.

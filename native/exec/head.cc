@@ -39,6 +39,7 @@ bool Step::head_group(int t, size_t first, size_t count) {
     prepare_row(w.row, plan_.head_in, few() ? w.act : act_, i);
   }
   if (!few() && !barrier(t, Stage::kHead)) return false;
+  sort_rows(t, plan_.head_in, n);
   if ((needs & kNeedsLogits) == 0) return true;
   if (greedy) {
     head_greedy(t, n);

@@ -48,6 +48,7 @@ struct RuntimeDesc {
   KvFormat kv_format = KvFormat::kBf16;
   std::vector<int> kv_blocks;  // per group
   std::string isa;
+  float wide_ratio = 0;  // a8a16: rows whose maximum over RMS is larger take 16 bits
 };
 
 }  // namespace octavo

@@ -16,7 +16,10 @@ std::string shape(int n, int k) { return "[" + std::to_string(n) + ", " + std::t
 Form form_of(Act act, int a8_group) {
   if (act == Act::kBf16) return kFormBf16;
   if (act == Act::kF32) return kFormF32;
-  return a8_group == 64 ? kFormA8g64 : kFormA8g32;
+  const bool wide = a8_group == 64;
+  if (act == Act::kA16) return wide ? kFormA16g64 : kFormA16g32;
+  if (act == Act::kA8A16) return wide ? kFormMixedG64 : kFormMixedG32;
+  return wide ? kFormA8g64 : kFormA8g32;
 }
 
 // Resolves the parts of a model, one layer at a time, into `plan`.
@@ -45,6 +48,7 @@ class Planner {
     plan_.norm_eps = model_.norm_eps;
     plan_.embed_scale = model_.embed_scale;
     plan_.softcap = model_.softcap;
+    plan_.wide_ratio = runtime_.wide_ratio;
   }
 
   Linear resolve(int layer, const std::string& part, const NamedWeight& named, int n, int k) {
@@ -54,12 +58,21 @@ class Planner {
     if (linear.w.n != n || linear.w.k != k)
       fail(layer, part,
            "the weight is " + shape(linear.w.n, linear.w.k) + ", the model needs " + shape(n, k));
-    const LinearKernel* kernel = select_linear(*plan_.table, linear.w, named.act);
-    if (kernel == nullptr) fail(layer, part, "no kernel serves this weight and activation format");
+    const bool mixed = named.act == Act::kA8A16;
+    const LinearKernel* kernel =
+        select_linear(*plan_.table, linear.w, mixed ? Act::kA8 : named.act);
+    const LinearKernel* wide = mixed ? select_linear(*plan_.table, linear.w, Act::kA16) : nullptr;
+    if (kernel == nullptr || (mixed && wide == nullptr))
+      fail(layer, part, "no kernel serves this weight and activation format");
     linear.run = kernel->run;
+    if (wide != nullptr) linear.run_wide = wide->run;
+    plan_.whole_rows |= mixed || named.act == Act::kA16;
     linear.a8_group = a8_group_for(linear.w.group, linear.w.k_pad);
     linear.form = form_of(named.act, linear.a8_group);
-    plan_.lines.push_back({layer, part, kernel->name, kernel->fast, named.weight->bytes()});
+    const bool fast = kernel->fast && (wide == nullptr || wide->fast);
+    const std::string name = std::string(kernel->name) + (mixed ? " + " : "");
+    plan_.lines.push_back(
+        {layer, part, mixed ? name + wide->name : name, fast, named.weight->bytes(), 0});
     plan_.max_k_pad = std::max(plan_.max_k_pad, linear.w.k_pad);
     return linear;
   }
@@ -96,6 +109,9 @@ class Planner {
       in.k = linear->w.k;
       in.k_pad = linear->w.k_pad;
     }
+    in.index = plan_.n_inputs++;
+    for (size_t i = 1; i <= linears.size(); ++i)
+      plan_.lines[plan_.lines.size() - i].input = in.index;
     return in;
   }
 

@@ -14,11 +14,22 @@ namespace octavo {
 constexpr int kMaxGroupHeads = 64;  // query heads of one kv head
 
 // The forms in which a stage's linears want their input, as bits of a mask.
-enum Form : uint32_t { kFormA8g32 = 1, kFormA8g64 = 2, kFormBf16 = 4, kFormF32 = 8 };
+// The first six are 8 or 16 bits, or either of them by row, over groups of 32 or 64 inputs.
+enum Form : uint32_t {
+  kFormA8g32 = 1,
+  kFormA8g64 = 2,
+  kFormA16g32 = 4,
+  kFormA16g64 = 8,
+  kFormMixedG32 = 16,
+  kFormMixedG64 = 32,
+  kFormBf16 = 64,
+  kFormF32 = 128
+};
 
 struct Linear {
   PackedWeight w;
   LinearFn run = nullptr;
+  LinearFn run_wide = nullptr;  // a8a16: for the rows in 16 bits
   Form form = kFormF32;
   int a8_group = 32;
   int column = 0;               // first output column in the stage's row
@@ -29,6 +40,7 @@ struct Linear {
 struct Input {
   uint32_t forms = 0;
   int k = 0, k_pad = 0;
+  int index = 0;  // among the inputs of the plan
 };
 
 // What one thread does in the stage of q, k and v: whole heads, k and v of a kv head together.
@@ -56,12 +68,16 @@ struct KernelLine {
   std::string part, kernel;
   bool fast;
   int64_t bytes;
+  int input;  // index of the Input that it reads
 };
 
 struct Plan {
   const KernelTable* table = nullptr;
   int hidden = 0, vocab = 0, max_tokens = 0, max_seqs = 0, context = 0, block_size = 0;
   float norm_eps = 0, embed_scale = 1, softcap = 0;
+  float wide_ratio = 0;  // a8a16: rows whose maximum over RMS is larger take 16 bits
+  int n_inputs = 0;
+  bool whole_rows = false;  // some input is a16 or a8a16: rows are prepared whole, not by columns
   PackedWeight embed;
   Linear head;
   Input head_in;

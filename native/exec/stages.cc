@@ -45,6 +45,23 @@ void Step::residual(float* x, int row, Worker& w) {
 
 void Step::prepare_row(const float* x, const Input& in, const ActRows& act, int index) const {
   prepare_columns(x, in, act, index, 0, in.k, in.k_pad);
+  if (plan_.whole_rows) prepare_whole(x, in, act, index);
+}
+
+// What a row needs to be seen whole for: its kind, where linears take either, and 16 bits.
+void Step::prepare_whole(const float* x, const Input& in, const ActRows& act, int index) const {
+  const int64_t at = int64_t{index} * in.k_pad;
+  const bool mixed = (in.forms & (kFormMixedG32 | kFormMixedG64)) != 0;
+  const bool wide = mixed && k_.peaked(x, in.k, plan_.wide_ratio);
+  act.wide[index] = wide ? 1 : 0;
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t own = i < 2 ? 0 : 1u << i, either = i % 2 == 0 ? kFormMixedG32 : kFormMixedG64;
+    if ((in.forms & own) == 0 && ((in.forms & either) == 0 || wide != (i >= 2))) continue;
+    const int group = i % 2 == 0 ? 32 : 64;
+    const int64_t bytes = i < 2 ? at : 2 * at;
+    (i < 2 ? k_.quantize_a8 : k_.quantize_a16)(x, in.k, in.k_pad, group, act.q[i] + bytes,
+                                               act.scale[i] + at / group, act.sum[i] + bytes / 32);
+  }
 }
 
 // Columns [column, column + n) of a row, and padding up to column + padded. Whole groups.
@@ -80,30 +97,81 @@ bool Step::begin_linear(int t, const float* norm, const Input& in, const float* 
     prepare_row(row, in, few() ? w.act : act_, r);
   }
   if (norm != nullptr) pending_[static_cast<size_t>(t)] = {};
-  if (!few()) return barrier(t, Stage::kPrepare);
-  charge(t, Stage::kPrepare);
+  if (!few() && !barrier(t, Stage::kPrepare)) return false;
+  if (few()) charge(t, Stage::kPrepare);
+  sort_rows(t, in, rows_);
   return true;
 }
 
+// Lists the rows of a mixed input by kind, in order. Every thread makes its own lists.
+void Step::sort_rows(int t, const Input& in, int m) {
+  if ((in.forms & (kFormMixedG32 | kFormMixedG64)) == 0) return;
+  Worker& w = workers_[static_cast<size_t>(t)];
+  const ActRows& act = few() ? w.act : act_;
+  w.n_narrow = w.n_wide = 0;
+  for (int r = 0; r < m; ++r) {
+    if (act.wide[r] != 0) {
+      w.wide_rows[w.n_wide++] = r;
+    } else {
+      w.narrow_rows[w.n_narrow++] = r;
+    }
+  }
+  if (t != 0) return;
+  Seen& seen = seen_[static_cast<size_t>(in.index)];
+  seen.rows.fetch_add(m, std::memory_order_relaxed);
+  seen.wide.fetch_add(w.n_wide, std::memory_order_relaxed);
+}
+
+namespace {
+void integer_rows(ActView& view, const ActRows& act, const Linear& linear, bool wide) {
+  const int i = (wide ? 2 : 0) + (linear.a8_group == 64 ? 1 : 0);
+  view.q = act.q[i];
+  view.scale = act.scale[i];
+  view.sum = act.sum[i];
+}
+}  // namespace
+
 void Step::linear(const Linear& linear, const Input& in, int t, int m, float* y, int64_t ldy,
                   int p0, int p1) const {
-  run_linear(linear, in, few() ? workers_[static_cast<size_t>(t)].act : act_, m, y, ldy, p0, p1);
+  const Worker& w = workers_[static_cast<size_t>(t)];
+  const ActRows& act = few() ? w.act : act_;
+  if (linear.run_wide == nullptr) return run_linear(linear, in, act, m, y, ldy, p0, p1);
+  mixed_linear(linear, in, act, w, y, ldy, p0, p1);
 }
 
 void Step::run_linear(const Linear& linear, const Input& in, const ActRows& act, int m, float* y,
                       int64_t ldy, int p0, int p1) const {
   if (p0 >= p1) return;
-  const int form = linear.a8_group == 64 ? 1 : 0;
   ActView view;
   view.k = in.k;
   view.k_pad = in.k_pad;
   view.a8_group = linear.a8_group;
-  view.q = act.q[form];
-  view.scale = act.scale[form];
-  view.sum = act.sum[form];
   view.bf16 = act.bf16;
   view.f32 = act.f32;
+  integer_rows(view, act, linear, (linear.form & (kFormA16g32 | kFormA16g64)) != 0);
   linear.run(linear.w, view, m, y, ldy, p0, p1);
+}
+
+// Rows of both kinds go through a few panels in turn, so that memory gives each panel once.
+void Step::mixed_linear(const Linear& linear, const Input& in, const ActRows& act, const Worker& w,
+                        float* y, int64_t ldy, int p0, int p1) const {
+  ActView view;
+  view.k = in.k;
+  view.k_pad = in.k_pad;
+  view.a8_group = linear.a8_group;
+  ActView wide = view;
+  integer_rows(view, act, linear, false);
+  integer_rows(wide, act, linear, true);
+  view.rows = w.narrow_rows;
+  wide.rows = w.wide_rows;
+  const bool both = w.n_narrow != 0 && w.n_wide != 0;
+  const int some = static_cast<int>(std::max<int64_t>(2, kMixedBytes / linear.w.panel_bytes));
+  const int chunk = both ? some : p1 - p0;
+  for (int c0 = p0; c0 < p1; c0 += chunk) {
+    const int c1 = std::min(p1, c0 + chunk);
+    if (w.n_narrow != 0) linear.run(linear.w, view, w.n_narrow, y, ldy, c0, c1);
+    if (w.n_wide != 0) linear.run_wide(linear.w, wide, w.n_wide, y, ldy, c0, c1);
+  }
 }
 
 // Weights don't depend on what the other threads still compute: the start of this thread's share of

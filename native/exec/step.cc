@@ -33,7 +33,8 @@ Step::Step(const Plan& plan, ThreadPool& pool)
       slots_(static_cast<size_t>(plan.max_seqs), TokenCounts(plan.vocab)),
       taken_(static_cast<size_t>(plan.max_tokens)),
       next_item_(plan.layers.size()),
-      pending_(workers_.size()) {
+      pending_(workers_.size()),
+      seen_(static_cast<size_t>(plan.n_inputs)) {
   const int64_t vocab = line(plan.head.w.panels * kLanes);
   head_rows_ = static_cast<int>(std::clamp<int64_t>(kLogitsBytes / (4 * vocab), 8, kMaxHeadRows));
   ld_logits_ = vocab;
@@ -50,12 +51,15 @@ ActRows Step::act_rows(int rows) {
   for (const Layer& l : plan_.layers)
     forms |= l.attn_in.forms | l.o_in.forms | l.mlp_in.forms | l.down_in.forms;
   ActRows act{};
-  for (int form = 0; form < 2; ++form) {
-    if ((forms & (form == 0 ? kFormA8g32 : kFormA8g64)) == 0) continue;
-    act.q[form] = arena_.array<int8_t>(n);
-    act.scale[form] = arena_.array<float>(n / 16);
-    act.sum[form] = arena_.array<int32_t>(n / 16);
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t mixed = i % 2 == 0 ? kFormMixedG32 : kFormMixedG64;
+    if ((forms & (mixed | 1u << i)) == 0) continue;
+    const size_t bytes = i < 2 ? n : 2 * n;
+    act.q[i] = arena_.array<int8_t>(bytes);
+    act.scale[i] = arena_.array<float>(n / 16);
+    act.sum[i] = arena_.array<int32_t>(bytes / 16);
   }
+  act.wide = arena_.array<uint8_t>(static_cast<size_t>(rows));
   if ((forms & kFormBf16) != 0) act.bf16 = arena_.array<uint16_t>(n);
   if ((forms & kFormF32) != 0) act.f32 = arena_.array<float>(n);
   return act;
@@ -99,6 +103,8 @@ void Step::allocate() {
     w.act_down = act_rows(kBlockRows);
     w.gate = matrix(kBlockRows, kActColumns);
     w.up = matrix(kBlockRows, kActColumns);
+    w.narrow_rows = arena_.array<int32_t>(static_cast<size_t>(std::max(rows, head_rows_)));
+    w.wide_rows = arena_.array<int32_t>(static_cast<size_t>(std::max(rows, head_rows_)));
     w.partials = {matrix(kTileQueries * splits, plan_.max_head_dim),
                   matrix(splits, kTileQueries),
                   matrix(splits, kTileQueries),
@@ -210,6 +216,11 @@ std::vector<std::vector<double>> Step::stage_seconds() const {
       seconds.back().push_back(tick * static_cast<double>(w.clock.total(s)));
   }
   return seconds;
+}
+
+std::pair<int64_t, int64_t> Step::rows_seen(int input) const {
+  const Seen& seen = seen_[static_cast<size_t>(input)];
+  return {seen.rows.load(std::memory_order_relaxed), seen.wide.load(std::memory_order_relaxed)};
 }
 
 void Step::reset_slot(int slot, const int32_t* prompt, int n_prompt, const int32_t* output,

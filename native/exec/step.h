@@ -7,6 +7,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "core/arena.h"
@@ -26,6 +27,7 @@ constexpr int kBlockRows = 64;       // rows that a thread takes through a layer
 constexpr int kMinBlockRows = 32;    // and at least, lest it wait for weights
 constexpr int kBlocksPerThread = 4;  // so that threads end a layer together
 constexpr int kActColumns = 256;     // columns of gate and up at a time, of such a block
+constexpr int kMixedBytes = 65536;   // of panels, through which both kinds of rows go in turn
 constexpr int kWarmBytes = 4096;     // of the next matrix, fetched before a thread waits
 constexpr int kMaxLogprobs = 20;
 
@@ -52,9 +54,10 @@ struct RowsOut {
 
 // Prepared rows of activations in every form that some linear wants.
 struct ActRows {
-  int8_t* q[2];  // [form a8 32 | 64]
-  float* scale[2];
-  int32_t* sum[2];
+  int8_t* q[4];  // [a8 32 | a8 64 | a16 32 | a16 64]
+  float* scale[4];
+  int32_t* sum[4];
+  uint8_t* wide;  // whether the row is held in a16, where a linear takes either
   uint16_t* bf16;
   float* f32;
 };
@@ -92,6 +95,8 @@ struct Worker {
   float* chunk;  // head logits of a few panels
   SampleScratch sample;
   StageClock clock;
+  int32_t *narrow_rows, *wide_rows;  // the rows of this step in a8 and a16, of mixed ones
+  int n_narrow, n_wide;
   float best[64];
   int32_t best_token[64];
 };
@@ -113,6 +118,9 @@ class Step {
   size_t workspace_bytes() const { return arena_.allocated(); }
   // Since this object was made: [thread][stage].
   std::vector<std::vector<double>> stage_seconds() const;
+  // Rows that linears of a mixed input have seen since load, and how many of them in 16 bits. From
+  // any thread.
+  std::pair<int64_t, int64_t> rows_seen(int input) const;
 
  private:
   static void region(int thread, void* self) { static_cast<Step*>(self)->work(thread); }
@@ -125,12 +133,16 @@ class Step {
   bool begin_linear(int t, const float* norm, const Input& in, const float* source, int64_t ld);
   void residual(float* x, int row, Worker& w);
   void prepare_row(const float* x, const Input& in, const ActRows& act, int index) const;
+  void prepare_whole(const float* x, const Input& in, const ActRows& act, int index) const;
   void prepare_columns(const float* x, const Input& in, const ActRows& act, int index, int column,
                        int n, int padded) const;
   void run_linear(const Linear& linear, const Input& in, const ActRows& act, int m, float* y,
                   int64_t ldy, int p0, int p1) const;
   void linear(const Linear& linear, const Input& in, int t, int m, float* y, int64_t ldy, int p0,
               int p1) const;
+  void sort_rows(int t, const Input& in, int m);
+  void mixed_linear(const Linear& linear, const Input& in, const ActRows& act, const Worker& w,
+                    float* y, int64_t ldy, int p0, int p1) const;
   void warm(const Linear& next, int p) const;
   void warm_after(int t, int index) const;
   bool layers(int t);
@@ -181,7 +193,7 @@ class Step {
   void count_tokens();
 
   bool few() const { return rows_ <= kFewRows; }
-  bool by_rows() const { return rows_ >= kMinBlockRows * pool_.threads(); }
+  bool by_rows() const { return !plan_.whole_rows && rows_ >= kMinBlockRows * pool_.threads(); }
   void charge(int t, Stage stage) { workers_[static_cast<size_t>(t)].clock.charge(stage); }
   // Ends a thread's part of `stage`.
   bool barrier(int t, Stage stage) {
@@ -230,6 +242,10 @@ class Step {
   };
   std::vector<Pending> pending_;
   TickLength tick_;
+  struct Seen {
+    std::atomic<int64_t> rows{0}, wide{0};
+  };
+  std::vector<Seen> seen_;  // per input of the plan
 };
 
 }  // namespace octavo

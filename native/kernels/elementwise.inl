@@ -18,15 +18,20 @@ inline void rms_norm(const float* x, const float* w, float eps, int n, float* ou
   map_rms_norm(x, w, 1.0f / __builtin_sqrtf(mean + eps), n, out);
 }
 
-// One group of at most 64 inputs: `left` of them exist.
-inline float quantize_group(const float* x, int left, int group, int8_t* q, int32_t* sum) {
-  F v[4], amax = f_zero();
+// At most 64 inputs of a group, `left` of which exist, and the largest magnitude.
+inline float load_group(const float* x, int left, int group, F* v) {
+  F amax = f_zero();
   for (int i = 0; i < group / 16; ++i) {
     const int lanes = left - 16 * i;
     v[i] = lanes > 0 ? f_load_n(x + 16 * i, smaller(16, lanes)) : f_zero();
     amax = f_max(f_abs(v[i]), amax);
   }
-  const float peak = f_fold_max(amax);
+  return f_fold_max(amax);
+}
+
+inline float quantize_group(const float* x, int left, int group, int8_t* q, int32_t* sum) {
+  F v[4];
+  const float peak = load_group(x, left, group, v);
   const bool live = peak >= 0x1p-118f;
   const F inv = f_set1(live ? 127.0f / peak : 0.0f);
   for (int u = 0; u < group / 32; ++u) {
@@ -47,6 +52,51 @@ inline void quantize_a8(const float* x, int k, int k_pad, int group, int8_t* q, 
   for (int i = 0; i < k_pad; i += group) {
     scale[i / group] = quantize_group(x + i, k - i, group, q + i, sum + i / 32);
   }
+}
+
+// hi and lo lie k_pad apart, their sums k_pad / 32.
+inline float quantize_group_wide(const float* x, int left, int group, int k_pad, int8_t* q,
+                                 int32_t* sum) {
+  F v[4];
+  const float peak = load_group(x, left, group, v);
+  const bool live = peak >= 0x1p-100f;
+  const F inv = f_set1(live ? 32639.0f / peak : 0.0f), top = f_set1(32639.0f);
+  for (int u = 0; u < group / 32; ++u) {
+    I high = i_set1(0), low = i_set1(0);
+    for (int i = 2 * u; i < 2 * u + 2; ++i) {
+      const F r = f_rint(f_min(f_max(f_mul(v[i], inv), f_sub(f_zero(), top)), top));
+      const I code = i_of_float(r);
+      // (code + 128) >> 8, counted from -32768 so that the shift may be a logical one
+      const I hi = i_sub(i_shr(i_add(code, i_set1(128 + 32768)), 8), i_set1(128));
+      const I rest = i_sub(code, i_shl(hi, 8));
+      const I lo = i_gt(i_set1(-127), rest, i_set1(-127), rest);
+      i_store_s8(q + 16 * i, hi);
+      i_store_s8(q + k_pad + 16 * i, lo);
+      high = i_add(high, hi);
+      low = i_add(low, lo);
+    }
+    sum[u] = i_fold_add(high);
+    sum[u + k_pad / 32] = i_fold_add(low);
+  }
+  return live ? peak / 32639.0f : 0.0f;
+}
+
+inline void quantize_a16(const float* x, int k, int k_pad, int group, int8_t* hi_lo, float* scale,
+                         int32_t* sum) {
+  for (int i = 0; i < k_pad; i += group) {
+    scale[i / group] = quantize_group_wide(x + i, k - i, group, k_pad, hi_lo + i, sum + i / 32);
+  }
+}
+
+inline bool peaked(const float* x, int n, float ratio) {
+  F squares = f_zero(), amax = f_zero();
+  for (int i = 0; i < n; i += 16) {
+    const F v = f_load_n(x + i, smaller(16, n - i));
+    squares = f_add(f_mul(v, v), squares);
+    amax = f_max(f_abs(v), amax);
+  }
+  const float peak = f_fold_max(amax);
+  return peak * peak * static_cast<float>(n) > ratio * ratio * f_fold_add(squares);
 }
 
 inline void round_bf16(const float* x, int k, int k_pad, uint16_t* out) {

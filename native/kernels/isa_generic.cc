@@ -14,10 +14,12 @@ namespace {
 #include "kernels/elementwise.inl"
 #include "kernels/linear_float.inl"
 #include "kernels/linear_a8.inl"
+#include "kernels/linear_a16.inl"
 #include "kernels/attention.inl"
 #include "kernels/rows.inl"
 
-const LinearKernel kRows[] = {OCTAVO_PLAIN_A8_ROWS, OCTAVO_FLOAT_ROWS(false)};
+const LinearKernel kRows[] = {OCTAVO_PLAIN_A8_ROWS, OCTAVO_PLAIN_A16_ROWS,
+                              OCTAVO_FLOAT_ROWS(false)};
 const KernelTable kTable = OCTAVO_TABLE(kRows);
 
 }  // namespace

@@ -19,10 +19,12 @@ namespace {
 #include "kernels/quads_neon.h"
 #include "kernels/a8_dot_quads.inl"
 #include "kernels/linear_a8_tiled.inl"
+#include "kernels/linear_a16.inl"
+#include "kernels/linear_a16_tiled.inl"
 #include "kernels/attention.inl"
 #include "kernels/rows.inl"
 
-const LinearKernel kRows[] = {OCTAVO_TILED_A8_ROWS, OCTAVO_FLOAT_ROWS(true)};
+const LinearKernel kRows[] = {OCTAVO_TILED_A8_ROWS, OCTAVO_TILED_A16_ROWS, OCTAVO_FLOAT_ROWS(true)};
 const KernelTable kTable = OCTAVO_TABLE(kRows);
 
 }  // namespace

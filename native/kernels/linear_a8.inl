@@ -72,9 +72,10 @@ inline void linear_a8_plain(const PackedWeight& w, const ActView& x, int m, floa
                             int p0, int p1) {
   for (int p = p0; p < p1; ++p) {
     for (int r = 0; r < m; ++r) {
-      const int8_t* q = x.q + static_cast<int64_t>(r) * x.k_pad;
-      const float* sa = x.scale + static_cast<int64_t>(r) * (x.k_pad / x.a8_group);
-      f_store(y + r * ldy + 16 * p, a8_plain<kMode>(w, panel_at(w, p), q, sa, x.a8_group));
+      const int64_t row = row_of(x, r);
+      const int8_t* q = x.q + row * x.k_pad;
+      const float* sa = x.scale + row * (x.k_pad / x.a8_group);
+      f_store(y + row * ldy + 16 * p, a8_plain<kMode>(w, panel_at(w, p), q, sa, x.a8_group));
     }
   }
 }

@@ -52,7 +52,7 @@ OCTAVO_INLINE void open_tile(const PackedWeight& w, const ActView& x, int p, int
                              A8Tile<kPanels, kRows>& t) {
   for (int i = 0; i < kPanels; ++i) t.panel[i] = panel_at(w, p + i);
   for (int i = 0; i < kRows; ++i) {
-    const int64_t row = r + i;
+    const int64_t row = row_of(x, r + i);
     t.q[i] = x.q + row * x.k_pad;
     t.sa[i] = x.scale + row * (x.k_pad / x.a8_group);
     t.sum[i] = x.sum + row * (x.k_pad / kUnit);
@@ -84,8 +84,9 @@ inline void a8_tile(const PackedWeight& w, const ActView& x, int p, int r, float
       left = left == 0 ? group_inputs : left;
     }
   }
-  for (int i = 0; i < kPanels; ++i) {
-    for (int j = 0; j < kRows; ++j) f_store(y + (r + j) * ldy + 16 * (p + i), t.y[i][j]);
+  for (int j = 0; j < kRows; ++j) {
+    float* out = y + row_of(x, r + j) * ldy + 16 * p;
+    for (int i = 0; i < kPanels; ++i) f_store(out + 16 * i, t.y[i][j]);
   }
 }
 
@@ -124,5 +125,3 @@ inline void linear_a8_tiled(const PackedWeight& w, const ActView& x, int m, floa
   if (step == 32) return a8_panels<kMode, 32>(w, x, m, y, ldy, p0, p1);
   a8_panels<kMode, 64>(w, x, m, y, ldy, p0, p1);
 }
-
-#undef OCTAVO_INLINE

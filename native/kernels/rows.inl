@@ -12,21 +12,40 @@
 #define OCTAVO_TILED_A8_ROW(what, code, levels) \
   OCTAVO_A8_ROW(what, code, levels, true, (linear_a8_tiled<Wide{code, levels}>))
 
-#define OCTAVO_AFFINE_A8_ROWS(row)                                                    \
+#define OCTAVO_AFFINE_ROWS(row)                                                       \
   row("w2", Code::kTwo, Levels::kNone), row("w3", Code::kThree, Levels::kNone),       \
       row("w4", Code::kNibble, Levels::kNone), row("w5", Code::kFive, Levels::kNone), \
       row("w6", Code::kSix, Levels::kNone), row("w8", Code::kByte, Levels::kNone)
 
 #define OCTAVO_PLAIN_A8_ROWS                                     \
-  OCTAVO_AFFINE_A8_ROWS(OCTAVO_PLAIN_A8_ROW),                    \
+  OCTAVO_AFFINE_ROWS(OCTAVO_PLAIN_A8_ROW),                       \
       OCTAVO_PLAIN_A8_ROW("lut4", Code::kNibble, Levels::kInt8), \
       OCTAVO_PLAIN_A8_ROW("lut8", Code::kByte, Levels::kInt8)
 
 // With hand-written dots; codebooks of bytes stay plain.
 #define OCTAVO_TILED_A8_ROWS                                     \
-  OCTAVO_AFFINE_A8_ROWS(OCTAVO_TILED_A8_ROW),                    \
+  OCTAVO_AFFINE_ROWS(OCTAVO_TILED_A8_ROW),                       \
       OCTAVO_TILED_A8_ROW("lut4", Code::kNibble, Levels::kInt8), \
       OCTAVO_PLAIN_A8_ROW("lut8", Code::kByte, Levels::kInt8)
+
+#define OCTAVO_A16_ROW(what, code, levels, fast, run) \
+  {OCTAVO_ROW_NAME("a16_" what), Act::kA16, code, levels, fast, false, run}
+
+#define OCTAVO_PLAIN_A16_ROW(what, code, levels) \
+  OCTAVO_A16_ROW(what, code, levels, false, (linear_a16_plain<Wide{code, levels}>))
+
+#define OCTAVO_TILED_A16_ROW(what, code, levels) \
+  OCTAVO_A16_ROW(what, code, levels, true, (linear_a16_tiled<Wide{code, levels}>))
+
+#define OCTAVO_PLAIN_A16_ROWS                                     \
+  OCTAVO_AFFINE_ROWS(OCTAVO_PLAIN_A16_ROW),                       \
+      OCTAVO_PLAIN_A16_ROW("lut4", Code::kNibble, Levels::kInt8), \
+      OCTAVO_PLAIN_A16_ROW("lut8", Code::kByte, Levels::kInt8)
+
+#define OCTAVO_TILED_A16_ROWS                                     \
+  OCTAVO_AFFINE_ROWS(OCTAVO_TILED_A16_ROW),                       \
+      OCTAVO_TILED_A16_ROW("lut4", Code::kNibble, Levels::kInt8), \
+      OCTAVO_PLAIN_A16_ROW("lut8", Code::kByte, Levels::kInt8)
 
 #define OCTAVO_CODEC_ROWS(act, name, bits, code, run)                               \
   {OCTAVO_ROW_NAME(name "_w" bits), act, code, Levels::kNone, false, false, run}, { \
@@ -52,21 +71,11 @@
       OCTAVO_FLOAT_ROWS_OF(Act::kF32, "a32", false, fast)
 
 // A table of `rows` with the functions of the .inl files.
-#define OCTAVO_TABLE(rows)         \
-  {OCTAVO_ISA_NAME,                \
-   rows,                           \
-   sizeof(rows) / sizeof(rows[0]), \
-   rms_norm,                       \
-   quantize_a8,                    \
-   round_bf16,                     \
-   rope,                           \
-   act_mul,                        \
-   add,                            \
-   scale,                          \
-   softcap,                        \
-   kv_write,                       \
-   attention,                      \
-   attention_merge,                \
-   argmax,                         \
-   sum_exp,                        \
+#define OCTAVO_TABLE(rows)                                       \
+  {OCTAVO_ISA_NAME, rows,        sizeof(rows) / sizeof(rows[0]), \
+   rms_norm,        quantize_a8, quantize_a16,                   \
+   peaked,          round_bf16,  rope,                           \
+   act_mul,         add,         scale,                          \
+   softcap,         kv_write,    attention,                      \
+   attention_merge, argmax,      sum_exp,                        \
    unpack_row}

@@ -15,6 +15,7 @@ namespace octavo {
 //
 // a8:    acc = sum over min(group, a8_group) inputs of (v * q), exact in int32;
 //        y = fma(float(acc), s * sa, y); with offsets then y = fma(float(sum q), o * sa, y)
+// a16:   the same with 16-bit q: acc = 256 * sum(v * hi) + sum(v * lo), exact in int32
 // abf16: y = accumulate bf16(w) * bf16(x), w first dequantized in fp32 and rounded half to even
 // a32:   y = fma(w, x, y), w dequantized in fp32
 // y starts at +0 for each output; bias and the rest are epilogues of the caller.
@@ -25,7 +26,7 @@ using LinearFn = void (*)(const PackedWeight& w, const ActView& x, int m, float*
 enum class Levels : uint8_t { kNone, kInt8, kAny };
 
 struct LinearKernel {
-  // Grammar: linear_<a8|abf16|a32>_<w2|w3|w4|w5|w6|w8|f16|bf16|f32|lut2 .. lut8>_<isa>
+  // Grammar: linear_<a8|a16|abf16|a32>_<w2|w3|w4|w5|w6|w8|f16|bf16|f32|lut2 .. lut8>_<isa>
   const char* name;
   Act act;
   Code code;
@@ -70,6 +71,11 @@ struct KernelTable {
   // Rows of activations (one row each); buffers hold k_pad elements, padded with zeros.
   void (*quantize_a8)(const float* x, int k, int k_pad, int group, int8_t* q, float* scale,
                       int32_t* sum);
+  void (*quantize_a16)(const float* x, int k, int k_pad, int group, int8_t* hi_lo, float* scale,
+                       int32_t* sum);  // hi_lo is [2][k_pad], sum [2][k_pad / 32]
+  // a8a16: whether a row takes 16 bits: max |x|^2 * n > ratio^2 * sum x^2, where sum x^2 adds
+  // rounded squares in 16 lanes (index mod 16), folded 8, 4, 2, 1.
+  bool (*peaked)(const float* x, int n, float ratio);
   void (*round_bf16)(const float* x, int k, int k_pad, uint16_t* out);
   // Rotates the halves of the first 2 * half elements: (a, b) -> (a c - b s, b c + a s).
   void (*rope)(float* head, const float* cos, const float* sin, int half);

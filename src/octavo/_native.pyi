@@ -27,6 +27,8 @@ class Act(enum.Enum):
     A8 = 0
     BF16 = 1
     F32 = 2
+    A16 = 3
+    A8A16 = 4
 
 class MlpAct(enum.Enum):
     SILU = 0
@@ -108,6 +110,7 @@ class RuntimeDesc:
     block_size: int
     kv_format: KvFormat
     kv_blocks: list[int]
+    wide_ratio: float
     isa: str
     def __init__(self) -> None: ...
 
@@ -123,6 +126,7 @@ class Executor:
     def reset_slot(self, slot: int, prompt: I32, output: I32) -> None: ...
     def kernels(self) -> list[tuple[int, str, str, bool, int]]: ...
     def stage_seconds(self) -> list[list[float]]: ...
+    def rows_seen(self) -> list[tuple[int, int]]: ...
     @property
     def isa(self) -> str: ...
 

@@ -13,7 +13,8 @@ from support.packed_weights import BITS, BY_NAME, FORMS, ISAS, Case, Form, a8_gr
 
 SHAPES = [(16, 32), (40, 96), (33, 40), (16, 320), (97, 192), (5, 256)]
 ROWS = [1, 2, 3, 4, 5, 6, 7, 8, 9, 17]
-ACTS = ["a8", "abf16", "a32"]
+ACTS = ["a8", "a16", "abf16", "a32"]
+TOP = {"a8": 127, "a16": 32639}  # the largest code of the formats of integers
 
 
 CODES = (2, 3, 4, 5, 6, 8)
@@ -33,13 +34,13 @@ def fits(form: Form, k: int) -> bool:
 
 
 def serves(form: Form, act: str) -> bool:
-    return not (act == "a8" and (form.levels or form.code not in BITS))
+    return not (act in TOP and (form.levels or form.code not in BITS))
 
 
 PAIRS = [(form, act) for form in FORMS for act in ACTS if serves(form, act)]
 
 
-def quantized(x: np.ndarray, form: Form) -> tuple[np.ndarray, np.ndarray]:
+def quantized(x: np.ndarray, form: Form, top: int) -> tuple[np.ndarray, np.ndarray]:
     """Codes and scales, repeated over the inputs: [m, k] each, as docs/numerics.md has them."""
     m, k = x.shape
     size = a8_group(form, k)
@@ -48,19 +49,22 @@ def quantized(x: np.ndarray, form: Form) -> tuple[np.ndarray, np.ndarray]:
     grouped = padded.reshape(m, -1, size)
     peak = np.abs(grouped).max(-1, keepdims=True)
     live = peak >= np.float32(2.0**-118)
-    inverse = np.divide(np.float32(127), peak, out=np.zeros_like(peak), where=live)
-    scale = np.where(live, peak / np.float32(127), np.float32(0))
+    inverse = np.divide(np.float32(top), peak, out=np.zeros_like(peak), where=live)
+    scale = np.where(live, peak / np.float32(top), np.float32(0))
     codes = np.rint(grouped * inverse)
+    codes += (codes + 128) % 256 == 0  # no low byte is -128
     return codes.reshape(m, -1)[:, :k], np.repeat(scale[..., 0], size, 1)[:, :k]
 
 
-def expected_a8(case: Case, form: Form, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def expected_integer(
+    case: Case, form: Form, x: np.ndarray, act: str
+) -> tuple[np.ndarray, np.ndarray]:
     """The value in float64, and the bound on the kernel's error.
 
-    Each step rounds s * sa and the fma, for products and for offsets: at most 2 steps + 1 roundings
-    on any term.
+    Each step rounds s * sa and the fma (a16: also its sum to fp32), for products and for offsets:
+    at most 2 steps + 2 roundings on any term.
     """
-    q, sa = quantized(x, form)
+    q, sa = quantized(x, form, TOP[act])
     rows = (q * sa.astype(np.float64)).T
     y = case.products.astype(np.float64) @ rows + case.offsets.astype(np.float64) @ rows
     k = x.shape[1]
@@ -95,7 +99,9 @@ def test_equals_float64_within_its_own_roundings(isa: str, form: Form, act: str)
         x = activations(3, k, seed=100 + i)
         kernel = testing.selected(isa, case.packed, act)
         y = testing.linear(isa, kernel, case.packed, x, 0, case.packed.panels)[:, :n]
-        want, bound = expected_a8(case, form, x) if act == "a8" else expected_float(case, x, act)
+        want, bound = (
+            expected_integer(case, form, x, act) if act in TOP else expected_float(case, x, act)
+        )
         assert (np.abs(y - want) <= bound).all(), (kernel, n, k)
 
 
@@ -150,6 +156,22 @@ def test_a_range_of_panels_gives_the_same_bits_and_writes_nothing_else(
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("act", list(TOP))
+@pytest.mark.parametrize("name", ["q4_0", "q4_1", "q3_k", "iq4_nl", "q8_0", "lut8", "int4_channel"])
+def test_chosen_rows_get_the_bits_of_all_rows_and_no_other_is_written(
+    isa: str, act: str, name: str
+) -> None:
+    case = make_case(BY_NAME[name], 97, 128, seed=5)
+    kernel, panels = testing.selected(isa, case.packed, act), case.packed.panels
+    x = activations(19, 128, seed=9)
+    whole = testing.linear(isa, kernel, case.packed, x, 0, panels)
+    for rows in ([18], [1, 4], [0, 2, 3, 5, 8, 9, 11, 12, 13, 15, 18], list(range(19)), []):
+        part = testing.linear(isa, kernel, case.packed, x, 1, panels, np.array(rows, np.int32))
+        want = np.ascontiguousarray(whole[rows, 16:])
+        np.testing.assert_array_equal(part.view(np.uint32), want.view(np.uint32))
+
+
+@pytest.mark.parametrize("isa", ISAS)
 def test_extreme_codes_do_not_saturate(isa: str) -> None:
     """The largest code times the largest activation, everywhere: the sums of 16 bits would wrap."""
     last = [(BY_NAME[name], (1 << BITS[BY_NAME[name].code]) - 1) for name in AFFINE]
@@ -159,9 +181,10 @@ def test_extreme_codes_do_not_saturate(isa: str) -> None:
         packed.pack_affine(0, np.full((16, 64), code, np.uint8), ones)
         for sign in (1, -1):
             x = np.full((1, 64), sign, np.float32)
-            y = testing.linear(isa, testing.selected(isa, packed, "a8"), packed, x, 0, 1)
             exact = sign * 64 * (code - form.zero)
-            assert np.abs(y - exact).max() <= gamma(6) * abs(exact)
+            for act in TOP:
+                y = testing.linear(isa, testing.selected(isa, packed, act), packed, x, 0, 1)
+                assert np.abs(y - exact).max() <= gamma(7) * abs(exact)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -173,7 +196,7 @@ def test_padding_of_inputs_is_nothing(isa: str) -> None:
         y = testing.linear(isa, testing.selected(isa, case.packed, act), case.packed, x, 0, 1)
         assert np.isfinite(y).all()
         want = x.astype(np.float64) @ case.dense.T.astype(np.float64)
-        coarse = {"a8": 1 / 100, "abf16": 1 / 100, "a32": gamma(40)}[act]
+        coarse = {"a8": 1 / 100, "a16": 1 / 25000, "abf16": 1 / 100, "a32": gamma(40)}[act]
         size = np.abs(x) @ np.abs(case.dense.T)
         assert (np.abs(y[:, :16] - want) <= coarse * size).all()
 
@@ -194,12 +217,12 @@ def test_kernel_names_follow_the_grammar_and_are_unique() -> None:
 def test_fast_rows_come_first_and_a_float_codebook_has_no_a8() -> None:
     case = make_case(BY_NAME["nf4"], 16, 64, seed=0)
     for isa in ISAS:
-        assert testing.selected(isa, case.packed, "a8") == ""
+        assert [testing.selected(isa, case.packed, act) for act in TOP] == ["", ""]
         fast = {name: quick for name, _, _, _, quick, _ in testing.rows(isa)}
         if isa != "generic":
             for name in (*AFFINE, "iq4_nl"):
                 packed = make_case(BY_NAME[name], 16, 64, seed=0).packed
-                assert fast[testing.selected(isa, packed, "a8")]
+                assert all(fast[testing.selected(isa, packed, act)] for act in TOP)
 
 
 def test_unknown_isa_names_the_list() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from octavo._native import testing
+from octavo.formats.activations import padded_width, peaked, quantize_a8, quantize_a16
 from support.packed_weights import ISAS
 
 U = 2.0**-24
@@ -65,6 +66,42 @@ def test_quantize_a8_rounds_ties_to_even_and_survives_extremes(isa: str) -> None
         assert not total.any()
     q, scale, _ = testing.quantize_a8(isa, np.full(32, -3e38, np.float32), 32, 32)
     assert (q == -127).all()
+    assert np.isfinite(scale).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("k", "group"), [(180, 64), (33, 32), (576, 64), (576, 32)])
+def test_every_rounding_equals_the_numpy_twin(isa: str, k: int, group: int) -> None:
+    k_pad = padded_width(k)
+    for scale in (1, 1e-30, 2.0**-100, 2.0**-113, 2.0**-118, 1e-37, 1e-44, 0, 1e15):
+        x = row(k, 9) * np.float32(scale)
+        x[k // 2] *= 30
+        q, want_scale = quantize_a8(x, group, np)
+        got, got_scale, _ = testing.quantize_a8(isa, x, k_pad, group)
+        np.testing.assert_array_equal(got, q)
+        np.testing.assert_array_equal(got_scale, want_scale)
+        q16, want_scale = quantize_a16(x, group, np)
+        hi_lo, got_scale, total = testing.quantize_a16(isa, x, k_pad, group)
+        np.testing.assert_array_equal(256 * hi_lo[0].astype(int) + hi_lo[1], q16)
+        np.testing.assert_array_equal(got_scale, want_scale)
+        np.testing.assert_array_equal(total, hi_lo.astype(int).reshape(2, -1, 32).sum(2))
+        assert np.abs(hi_lo.astype(int)).max() <= 127
+        for ratio in (2, 4, 8, 16, 24):
+            assert testing.peaked(isa, x, ratio) == bool(peaked(x, ratio, np))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a16_holds_the_ends_of_its_range(isa: str) -> None:
+    x = np.zeros(32, np.float32)
+    x[:7] = [32639, -32639, 128, -128, -127.5, 0.5, 1.5]
+    hi_lo, scale, _ = testing.quantize_a16(isa, x, 32, 32)
+    assert scale[0] == 1
+    codes = 256 * hi_lo[0].astype(int) + hi_lo[1]
+    # 128 would be 256 - 128, and -128 has the low byte -128: both move up by one
+    assert list(codes[:7]) == [32639, -32639, 129, -127, -127, 0, 2]
+    q, scale, _ = testing.quantize_a16(isa, np.full(32, -3e38, np.float32), 32, 32)
+    assert (q[0] == -127).all()
+    assert (q[1] == -127).all()
     assert np.isfinite(scale).all()
 
 
@@ -196,6 +233,7 @@ def test_every_isa_gives_the_generic_bits(isa: str) -> None:
                 testing.act_mul(one, "gelu_tanh", x, y),
                 np.array([testing.sum_exp(one, x, 3.0, 0.7)]),
                 *testing.quantize_a8(one, x, 384, 64),
+                *testing.quantize_a16(one, x, 384, 64),
             ]
 
         for got, want in zip(all_of(isa), all_of("generic"), strict=True):

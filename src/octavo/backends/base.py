@@ -16,13 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from octavo.core.errors import OctavoError
+from octavo.formats.activations import WIDE_RATIO
 from octavo.spec.decoder import DecoderSpec
 
 I32 = npt.NDArray[np.int32]
 F32 = npt.NDArray[np.float32]
 
 KvFormat = Literal["bf16", "fp32"]
-ActivationFormat = Literal["auto", "a8", "abf16", "a32"]
+ActivationFormat = Literal["auto", "a8", "a16", "a8a16", "abf16", "a32"]
 
 # What a row wants from the step (bit flags of StepBatch.want).
 WANT_NOTHING = 0
@@ -70,6 +71,7 @@ class RuntimeConfig:
     block_size: int = 16
     threads: int = 0  # 0: the machine's choice
     activations: ActivationFormat = "auto"
+    wide_ratio: float = WIDE_RATIO  # a8a16: rows of a larger maximum over RMS take 16 bits
     format: str = "source"  # a NumberFormat to requantize to, or "source"
     keep: tuple[tuple[str, str], ...] = ()  # (part, format) exceptions: ("head", "int8_g32")
     strict: bool = False  # refuse generic fallbacks
@@ -109,6 +111,7 @@ class Receipt:
     kernels: tuple[KernelUse, ...]
     requantized: bool  # a lossy format was asked for
     notes: tuple[str, ...] = ()
+    wide_share: float = 0.0  # a8a16: share of the rows of activations that took 16 bits so far
 
 
 class StepBatch:

@@ -60,8 +60,8 @@ def command(
     wanted = speed_tests(prompt, count, depth)
     config = _config(runtime_config(), threads, wanted)
     with LLM(model, format=config.format, config=config) as llm:
-        receipt = llm.receipt()
         result = measure(llm.executor, wanted, repetitions)
+        receipt = llm.receipt()  # now that it knows what the steps saw
         if as_json:
             emit_json(_as_json(model, llm.spec, receipt, result))
         else:
@@ -71,6 +71,8 @@ def command(
             if stages:
                 click.echo("\n" + _stage_table(result))
             click.echo("\n" + _roof_line(receipt, result))
+            for note in receipt.notes:
+                click.echo(note)
 
 
 def _config(config: RuntimeConfig, threads: int, wanted: tuple[SpeedTest, ...]) -> RuntimeConfig:

@@ -114,7 +114,10 @@ runtime_options = _stack(
         keep_option,
         _choice("--kv", ("bf16", "fp32"), "bf16", "Format of keys and values."),
         _choice(
-            "--activations", ("auto", "a8", "abf16", "a32"), "auto", "Precision of activations."
+            "--activations",
+            ("auto", "a8", "a16", "a8a16", "abf16", "a32"),
+            "auto",
+            "Precision of activations.",
         ),
         _integer("--context", 0, MAX_CONTEXT, 0, "Longest sequence. [default: the model's own]"),
         _integer("--threads", 0, MAX_THREADS, 0, "Threads. [default: what this process may use]"),

@@ -96,16 +96,17 @@ def _rounded(weights: F32, x: F32, act: str) -> tuple[F64, F64]:
     """What the format makes of weights and activations (docs/numerics.md)."""
     if act == "abf16":
         return _bf16(weights), _bf16(x)
-    if act == "a8":
-        return weights.astype(np.float64), _int8(x)
+    if act in ("a8", "a16"):
+        return weights.astype(np.float64), _integers(x, 127 if act == "a8" else 32639)
     return weights.astype(np.float64), x.astype(np.float64)
 
 
-def _int8(x: F32) -> F64:
+def _integers(x: F32, top: int) -> F64:
     grouped = x.reshape(TOKENS, -1, GROUP)
     peak = np.abs(grouped).max(axis=2, keepdims=True)
-    codes = np.rint(grouped * (np.float32(127) / peak))
-    values: F64 = codes.astype(np.float64) * (peak / np.float32(127))
+    codes = np.rint(grouped * (np.float32(top) / peak))
+    codes += (codes + 128) % 256 == 0  # no low byte of a16 is -128; out of reach of a8
+    values: F64 = codes.astype(np.float64) * (peak / np.float32(top))
     return values.reshape(x.shape)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from octavo.formats.floats import Array
 from octavo.formats.floats import round_bf16 as round_bf16
 
+WIDE_RATIO = 14.0  # a8a16: a row whose maximum over RMS is larger takes 16 bits
 UNIT = 32  # inputs of a unit: the kernels pad rows of activations to a multiple of it
 
 
@@ -30,29 +31,76 @@ def quantize_a8(x: Array, group: int, xp: Any) -> tuple[Array, Array]:
     """int8 [..., k_pad] and float32 scales [..., k_pad / group]; `group` is 32 or 64.
 
     Per group: amax = max |x|; q = rint(fl(x * fl(127 / amax))), half to even; scale =
-    fl(amax / 127). A group of zeros, or one so small that 127 / amax overflows (amax below
-    about 3.7e-37), has q = 0 and scale = 0.
+    fl(amax / 127). A group of zeros, or with an amax below 2^-118 (127 / amax would soon
+    overflow), has q = 0 and scale = 0.
     """
-    grouped = _grouped(x, group, xp)
-    amax = xp.amax(xp.abs(grouped), axis=-1, keepdims=True)
-    inverse, scale = _inverse_and_scale(amax, xp)
-    q = xp.asarray(xp.round(grouped * inverse), dtype=xp.int8)
-    return xp.reshape(q, (*q.shape[:-2], -1)), scale[..., 0]
+    q, scale = _rounded(x, group, 127.0, 2.0**-118, xp)
+    return xp.asarray(q, dtype=xp.int8), scale
+
+
+def quantize_a16(x: Array, group: int, xp: Any) -> tuple[Array, Array]:
+    """int32 [..., k_pad] and float32 scales [..., k_pad / group]; `group` is 32 or 64.
+
+    As a8 with 32639 = 127 * 256 + 127 in place of 127, and nothing below an amax of 2^-100. q is
+    split as 256 hi + lo with hi = (q + 128) >> 8, so that two products of bytes make one of 16
+    bits; lo = -128, which some instructions can't negate, becomes -127.
+    """
+    rounded, scale = _rounded(x, group, 32639.0, 2.0**-100, xp)
+    q = xp.asarray(rounded, dtype=xp.int32)
+    return xp.where((q + 128) % 256 == 0, q + 1, q), scale
 
 
 def fake_quantize_a8(x: Array, group: int, xp: Any) -> Array:
     """float32 [..., k]: fl(scale * q), the values that an a8 product sees in place of x."""
-    q, scale = quantize_a8(x, group, xp)
+    return _values(x, *quantize_a8(x, group, xp), xp)
+
+
+def fake_quantize_a16(x: Array, group: int, xp: Any) -> Array:
+    """float32 [..., k]: fl(scale * q), the values that an a16 product sees in place of x."""
+    return _values(x, *quantize_a16(x, group, xp), xp)
+
+
+def fake_quantize_a8a16(x: Array, group: int, ratio: float, xp: Any) -> Array:
+    """float32 [..., k]: each row as a16 if it is peaked, else as a8."""
+    wide = peaked(x, ratio, xp)[..., None]
+    return xp.where(wide, fake_quantize_a16(x, group, xp), fake_quantize_a8(x, group, xp))
+
+
+def peaked(x: Array, ratio: float, xp: Any) -> Array:
+    """bool [...]: rows whose maximum exceeds `ratio` times their root mean square.
+
+    max |x|^2 * k > ratio^2 * sum x^2, each operation in fp32; squares are added in 16 lanes (index
+    mod 16), lanes folded 8, 4, 2, 1, as the kernels do.
+    """
+    k = x.shape[-1]
+    squares = _grouped(x, UNIT, xp) ** 2
+    blocks = xp.reshape(squares, (*x.shape[:-1], -1, 16))
+    lanes = xp.zeros_like(blocks[..., 0, :])
+    for i in range(blocks.shape[-2]):
+        lanes = blocks[..., i, :] + lanes
+    for half in (8, 4, 2, 1):
+        lanes = lanes[..., :half] + lanes[..., half:]
+    peak = xp.amax(xp.abs(x), axis=-1)
+    bound = xp.full_like(peak, ratio)
+    return peak * peak * k > bound * bound * lanes[..., 0]
+
+
+def _rounded(x: Array, group: int, top: float, least: float, xp: Any) -> tuple[Array, Array]:
+    """rint(x * top / amax) as float32 [..., k_pad], and the scales."""
+    grouped = _grouped(x, group, xp)
+    amax = xp.amax(xp.abs(grouped), axis=-1, keepdims=True)
+    nothing = amax < least
+    zeros, most = xp.zeros_like(amax), xp.full_like(amax, top)
+    inverse = xp.where(nothing, zeros, most / xp.where(nothing, xp.ones_like(amax), amax))
+    q = xp.round(grouped * inverse)
+    scale = xp.where(nothing, zeros, amax / most)
+    return xp.reshape(q, (*q.shape[:-2], -1)), scale[..., 0]
+
+
+def _values(x: Array, q: Array, scale: Array, xp: Any) -> Array:
+    group = q.shape[-1] // scale.shape[-1]
     grouped = xp.reshape(xp.asarray(q, dtype=xp.float32), (*scale.shape, group))
     return xp.reshape(grouped * scale[..., None], q.shape)[..., : x.shape[-1]]
-
-
-def _inverse_and_scale(amax: Array, xp: Any) -> tuple[Array, Array]:
-    nothing = amax < _SMALLEST
-    zeros = xp.zeros_like(amax)
-    safe = xp.where(nothing, xp.ones_like(amax), amax)
-    c127 = xp.full_like(amax, 127.0)
-    return xp.where(nothing, zeros, c127 / safe), xp.where(nothing, zeros, amax / c127)
 
 
 def _grouped(x: Array, group: int, xp: Any) -> Array:
@@ -63,7 +111,3 @@ def _grouped(x: Array, group: int, xp: Any) -> Array:
     if missing:
         x = xp.concatenate([x, *[xp.zeros_like(x[..., :1])] * missing], axis=-1)
     return xp.reshape(x, (*x.shape[:-1], width // group, group))
-
-
-# 127 divided by anything below overflows fp32.
-_SMALLEST = 127.0 / float.fromhex("0x1.fffffep127")

@@ -48,6 +48,11 @@ FORMATS = (
     ("F32", "int4_g32", "auto"),
     ("F32", "int8_channel", "auto"),
     ("F32", "int4_g16_asym", "abf16"),
+    ("F32", "int4_g32", "a16"),
+    ("Q4_1", "source", "a16"),
+    ("F32", "int8_channel", "a16"),
+    ("F32", "int4_g32", "a8a16"),
+    ("F32", "int4_g32_asym", "a8a16"),
     ("F32", "nf4_g32", "auto"),
     ("F32", "fp8_e4m3_channel", "auto"),
 )
@@ -94,7 +99,7 @@ def test_batch_chunks_and_threads_leave_no_trace(
     name: str, stored: str, asked: str, activations: str, isa: str
 ) -> None:
     spec = SPECS[name]
-    config = replace(CONFIG, format=asked, activations=activations, isa=isa)  # type: ignore[arg-type]
+    config = replace(CONFIG, format=asked, activations=activations, isa=isa, wide_ratio=3.0)  # type: ignore[arg-type]
     one = load_native(spec, replace(config, threads=1), stored)
     two = load_native(spec, config, stored)
     texts = [tokens_of(spec, n, seed=n) for n in (30, 21, 9)]
@@ -105,6 +110,8 @@ def test_batch_chunks_and_threads_leave_no_trace(
         two, new_batch(two), [Chunk(text, 0, 20 * i) for i, text in enumerate(texts)]
     )
     np.testing.assert_array_equal(together, np.concatenate(alone))
+    if activations == "a8a16":  # both kinds of rows were there
+        assert 0.05 < two.receipt().wide_share < 0.95
 
 
 @pytest.mark.parametrize("name", SPECS)

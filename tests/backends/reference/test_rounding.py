@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from octavo.core.errors import UnsupportedError
-from octavo.formats.activations import fake_quantize_a8
+from octavo.formats.activations import (
+    fake_quantize_a8,
+    fake_quantize_a8a16,
+    fake_quantize_a16,
+    peaked,
+)
 from octavo.formats.number_format import NumberFormat
 
 torch = pytest.importorskip("torch")
@@ -21,6 +26,8 @@ RULES = [
     ("int8_channel", 576, "a8", "a8_g64"),
     ("int8_channel", 96, "a8", "a8_g32"),
     ("iq4nl_g32", 576, "auto", "a8_g32"),
+    ("int4_g64", 576, "a16", "a16_g64"),
+    ("int4_g32", 576, "a8a16", "a8a16_g32"),
     ("int4_g32", 576, "a32", "a32"),
     ("int4_g32", 576, "abf16", "abf16"),
     ("bf16", 576, "auto", "abf16"),
@@ -39,9 +46,10 @@ def test_the_rule_follows_the_weights_format(
 
 
 @pytest.mark.parametrize("weight", ["bf16", "fp32", "nf4_g64"])
-def test_a8_of_weights_that_are_no_integers_is_refused(weight: str) -> None:
-    with pytest.raises(UnsupportedError, match=f"a weight is {weight}"):
-        options.activation_rule(NumberFormat.parse(weight), 64, "a8")
+@pytest.mark.parametrize("asked", ["a8", "a16", "a8a16"])
+def test_integer_activations_of_other_weights_are_refused(weight: str, asked: str) -> None:
+    with pytest.raises(UnsupportedError, match=f"{asked} multiplies .* a weight is {weight}"):
+        options.activation_rule(NumberFormat.parse(weight), 64, asked)
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
@@ -53,13 +61,28 @@ def test_a8_equals_the_numpy_twin_to_the_bit(group: int, requires_grad: bool) ->
     np.testing.assert_array_equal(ours.detach().numpy(), fake_quantize_a8(x, group, np))
 
 
+@pytest.mark.parametrize("group", [32, 64])
+def test_a16_and_the_mix_equal_the_numpy_twins_to_the_bit(group: int) -> None:
+    x = np.random.default_rng(group).normal(size=(64, 192)).astype(np.float32)
+    x[::2, 7] *= 4
+    wide = rounding.round_activations(torch.tensor(x), options.ActivationRule("a16", group))
+    np.testing.assert_array_equal(wide.numpy(), fake_quantize_a16(x, group, np))
+    rule = options.ActivationRule("a8a16", group, 3.0)
+    mixed = rounding.round_activations(torch.tensor(x), rule).numpy()
+    np.testing.assert_array_equal(mixed, fake_quantize_a8a16(x, group, 3.0, np))
+    own = peaked(x, 3.0, np)
+    assert 0.1 < own.mean() < 0.9
+    np.testing.assert_array_equal(mixed[own], wide.numpy()[own])
+    np.testing.assert_array_equal(mixed[~own], fake_quantize_a8(x, group, np)[~own])
+
+
 def test_bf16_rounds_half_to_even() -> None:
     x = torch.tensor([1.0 + 2**-8, 1.0 + 3 * 2**-8, 1.0 + 2**-8 + 2**-20, -3.3])
     expected = [1.0, 1.0 + 2**-6, 1.0 + 2**-7, float(torch.tensor(-3.3).bfloat16())]
     assert rounding.round_bf16(x).tolist() == expected
 
 
-@pytest.mark.parametrize("kind", ["a32", "a8", "abf16"])
+@pytest.mark.parametrize("kind", ["a32", "a8", "a16", "a8a16", "abf16"])
 def test_the_gradient_passes_unchanged(kind: str) -> None:
     x = torch.randn(3, 64, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
     upstream = torch.arange(3 * 64.0).reshape(3, 64)

@@ -6,7 +6,6 @@ import difflib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from types import MappingProxyType
 from typing import get_args
 
 from octavo import _native
@@ -15,7 +14,7 @@ from octavo.backends.native import memory, receipt
 from octavo.backends.native.describe import describe_model, describe_runtime
 from octavo.backends.native.executor import NativeExecutor
 from octavo.backends.native.packing import pack_all
-from octavo.backends.native.recipe import Storage, pack_plan, storage
+from octavo.backends.native.recipe import ACTIVATIONS, Storage, pack_plan, storage
 from octavo.core.errors import ConfigError, ResourceError, UnsupportedError
 from octavo.core.hardware import Machine, probe
 from octavo.formats.number_format import NumberFormat
@@ -28,9 +27,6 @@ _RANGES = (
     ("threads", 0, 256), ("max_tokens", 1, 1 << 16), ("max_seqs", 1, 1 << 12),
     ("context", 0, 1 << 24), ("kv_tokens", 0, 1 << 30),
 )  # fmt: skip
-_ACTIVATIONS: Mapping[_native.Act, ActivationFormat] = MappingProxyType(
-    {_native.Act.A8: "a8", _native.Act.BF16: "abf16", _native.Act.F32: "a32"}
-)
 _PARTS = ("embed", "head", "q", "k", "v", "o", "gate", "up", "down")
 
 
@@ -130,7 +126,7 @@ def _start(
 
 def _main_activations(items: Mapping[Role, Storage]) -> ActivationFormat:
     """What most matrices run with; the receipt tells them apart."""
-    kinds = [_ACTIVATIONS[item.act] for item in items.values()]
+    kinds = [ACTIVATIONS[item.act] for item in items.values()]
     return max(sorted(set(kinds)), key=kinds.count)
 
 
@@ -158,6 +154,8 @@ def _config_reasons(config: RuntimeConfig) -> Iterator[str]:
             yield f"{name} {getattr(config, name)!r} is none of {', '.join(get_args(words))}"
     if config.block_size % 16 or not 16 <= config.block_size <= 256:
         yield f"block_size {config.block_size} is not a multiple of 16 up to 256"
+    if not config.wide_ratio > 0:
+        yield f"wide_ratio {config.wide_ratio} is not above 0"
     for name, low, high in _RANGES:
         value = getattr(config, name)
         if not low <= value <= high:

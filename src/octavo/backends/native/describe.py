@@ -54,7 +54,7 @@ def describe_runtime(
     runtime.context, runtime.threads = config.context, config.threads
     runtime.usable_cpus, runtime.block_size = usable_cpus, config.block_size
     runtime.kv_format, runtime.kv_blocks = _KV_FORMAT[config.kv_format], list(kv_blocks)
-    runtime.isa = config.isa
+    runtime.isa, runtime.wide_ratio = config.isa, config.wide_ratio
     return runtime
 
 

@@ -17,6 +17,7 @@ from octavo.backends.base import (
     StepCancelled,
     StepResult,
 )
+from octavo.backends.native.receipt import with_shares
 from octavo.core.errors import InternalError
 from octavo.spec.decoder import DecoderSpec
 
@@ -106,7 +107,7 @@ class NativeExecutor:
             raise InternalError(f"invalid state: {error}") from error
 
     def receipt(self) -> Receipt:
-        return self._receipt
+        return self._receipt if self._native is None else with_shares(self._receipt, self._native)
 
     def stage_times(self) -> StageTimes:
         rows = self._open().stage_seconds()

@@ -50,6 +50,19 @@ def build(
     )
 
 
+def with_shares(receipt: Receipt, native: _native.Executor) -> Receipt:
+    """The receipt with what only runs tell: the share of rows that a8a16 took in 16 bits."""
+    if not any(use.activations.startswith("a8a16") for use in receipt.kernels):
+        return receipt
+    seen = [rows for rows in native.rows_seen() if rows[0]]
+    share = sum(wide for _, wide in seen) / sum(rows for rows, _ in seen) if seen else 0.0
+    return replace(receipt, wide_share=share, notes=(*receipt.notes, wide_note(share)))
+
+
+def wide_note(share: float) -> str:
+    return f"a8a16 ({share:.1%} of rows in 16 bits)"
+
+
 def _vector_bytes(spec: DecoderSpec) -> int:
     shapes = [role_shape(spec, role) for role in roles(spec)]
     return 4 * sum(shape[0] for shape in shapes if len(shape) == 1)

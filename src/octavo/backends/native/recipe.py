@@ -6,11 +6,13 @@ bf16 activations, and fp16 and fp32 as fp32 (rounding them to bf16 would lose di
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 from octavo import _native
-from octavo.backends.base import RuntimeConfig
+from octavo.backends.base import ActivationFormat, RuntimeConfig
 from octavo.core.errors import FormatError, UnsupportedError
 from octavo.formats.activations import a8_group_for, padded_width
 from octavo.formats.gguf_formats import GGUF_FORMATS
@@ -21,6 +23,16 @@ from octavo.io.weights import TensorView
 from octavo.spec.decoder import Role
 
 Method = Literal["blocks", "floats", "rounded", "encoded"]
+ACTIVATIONS: Mapping[_native.Act, ActivationFormat] = MappingProxyType(
+    {
+        _native.Act.A8: "a8",
+        _native.Act.A16: "a16",
+        _native.Act.A8A16: "a8a16",
+        _native.Act.BF16: "abf16",
+        _native.Act.F32: "a32",
+    }
+)
+_INTEGER_ACTS = (_native.Act.A8, _native.Act.A16, _native.Act.A8A16)
 _NATIVE_CONVENTIONS: tuple[Convention, ...] = ("absmax", "full", "signed", "no_clip", "minmax")
 
 
@@ -45,10 +57,11 @@ class Storage:
     @property
     def activations(self) -> str:
         """Name of the activations' format, as receipts have it."""
-        if self.act == _native.Act.A8:
-            group = _group(self.format, self.shape)
-            return f"a8_g{a8_group_for(group, padded_width(self.shape[1]))}"
-        return "abf16" if self.act == _native.Act.BF16 else "a32"
+        name = ACTIVATIONS[self.act]
+        if self.act not in _INTEGER_ACTS:
+            return name
+        group = _group(self.format, self.shape)
+        return f"{name}_g{a8_group_for(group, padded_width(self.shape[1]))}"
 
 
 def storage(role: Role, view: TensorView, config: RuntimeConfig, tied: bool = False) -> Storage:
@@ -136,12 +149,13 @@ def _activations(role: Role, target: NumberFormat, config: RuntimeConfig) -> _na
             return _native.Act.A8
         exact = target.plain and target.bits > 8 and target != BF16
         return _native.Act.F32 if exact else _native.Act.BF16
-    if asked == "a8" and not integer:
+    act = next(act for act, name in ACTIVATIONS.items() if name == asked)
+    if act in _INTEGER_ACTS and not integer:
         raise UnsupportedError(
-            f"{role} is {target}: its values are not integers, and a8 multiplies integers; "
+            f"{role} is {target}: its values are not integers, and {asked} multiplies integers; "
             "use activations auto or abf16, or an integer format"
         )
-    return {"a8": _native.Act.A8, "abf16": _native.Act.BF16, "a32": _native.Act.F32}[asked]
+    return act
 
 
 def _group(format: NumberFormat, shape: tuple[int, int]) -> int:
@@ -161,7 +175,7 @@ def _check_group(
     if target.plain:
         return
     group = _group(target, shape)
-    step = 16 if act != _native.Act.A8 or group == 16 else 32
+    step = 16 if act not in _INTEGER_ACTS or group == 16 else 32
     if group < shape[1] and group % step:
         raise FormatError(
             f"{role} as {target}: kernels take groups that are multiples of {step}; "

@@ -149,6 +149,7 @@ def load_reference(
     options = replace(
         options or ReferenceOptions(),
         activations=config.activations,
+        wide_ratio=config.wide_ratio,
         kv_format=config.kv_format,
         format=config.format,
         keep=config.keep,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from octavo.backends.base import ActivationFormat, KvFormat
 from octavo.core.errors import UnsupportedError
-from octavo.formats.activations import a8_group_for, padded_width
+from octavo.formats.activations import WIDE_RATIO, a8_group_for, padded_width
 from octavo.formats.granularity import PerGroup
 from octavo.formats.number_format import NumberFormat
 
@@ -23,9 +23,9 @@ class ReferenceOptions:
 
     dtype        arithmetic of everything: fp32, or fp64 to see what fp32 rounds away.
     device       any torch device.
-    activations  rounding before every linear layer: "a32" none, "a8" and "abf16" as
-                 docs/numerics.md has them (abf16 rounds the weights too), "auto": what the
-                 weight's format runs with natively.
+    activations  rounding before every linear layer: "a32" none, the others as docs/numerics.md
+                 has them, "auto": what the weight's format runs with natively.
+    wide_ratio   of a8a16: rows whose maximum over RMS is larger take 16 bits.
     kv_format    how keys and values are stored; "fp32" stores them in `dtype`, unrounded.
     format       a NumberFormat to requantize linear weights to, or "source".
     keep         (name, format) exceptions to `format`, "source" among the formats; a name is a
@@ -37,6 +37,7 @@ class ReferenceOptions:
     dtype: Precision = "fp32"
     device: str = "cpu"
     activations: ActivationFormat = "a32"
+    wide_ratio: float = WIDE_RATIO
     kv_format: KvFormat = "fp32"
     format: str = "source"
     keep: tuple[tuple[str, str], ...] = ()
@@ -51,33 +52,37 @@ class ReferenceOptions:
 
 @dataclass(frozen=True, slots=True)
 class ActivationRule:
-    """What happens to the input of one linear layer; `group` inputs share a scale of a8."""
+    """What happens to the input of one linear layer; `group` inputs share an integer scale."""
 
-    kind: Literal["a32", "a8", "abf16"]
+    kind: Literal["a32", "a8", "a16", "a8a16", "abf16"]
     group: int = 0
+    ratio: float = WIDE_RATIO  # a8a16
 
     def __str__(self) -> str:
-        return f"a8_g{self.group}" if self.kind == "a8" else self.kind
+        return f"{self.kind}_g{self.group}" if self.group else self.kind
 
 
 def activation_rule(
-    weight: NumberFormat, inputs: int, asked: ActivationFormat = "auto"
+    weight: NumberFormat,
+    inputs: int,
+    asked: ActivationFormat = "auto",
+    ratio: float = WIDE_RATIO,
 ) -> ActivationRule:
     """The rule of a linear layer with `inputs` inputs whose weight is stored as `weight`.
 
     auto: integers multiply in a8, fp32 and fp16 exactly, all else (bf16, float codebooks) in abf16.
-    Raises UnsupportedError when a8 is asked of weights that aren't integers.
+    Raises UnsupportedError when a8, a16 or a8a16 is asked of weights that aren't integers.
     """
     integer = weight.kind == "int" or weight.variant == "iq4nl"
     if asked == "auto":
         exact = weight.plain and weight.variant != "bf16"
         asked = "a8" if integer else "a32" if exact else "abf16"
-    if asked != "a8":
+    if asked in ("abf16", "a32"):
         return ActivationRule(asked)
     if not integer:
         raise UnsupportedError(
-            f"a8 multiplies integers, and a weight is {weight}; "
+            f"{asked} multiplies integers, and a weight is {weight}; "
             "use activations auto or abf16, or an integer format"
         )
     size = weight.granularity.size if isinstance(weight.granularity, PerGroup) else inputs
-    return ActivationRule("a8", a8_group_for(size, padded_width(inputs)))
+    return ActivationRule(asked, a8_group_for(size, padded_width(inputs)), ratio)

@@ -5,7 +5,11 @@ from __future__ import annotations
 import torch
 
 from octavo.backends.reference.options import ActivationRule
-from octavo.formats.activations import fake_quantize_a8
+from octavo.formats.activations import (
+    fake_quantize_a8,
+    fake_quantize_a8a16,
+    fake_quantize_a16,
+)
 
 
 def straight_through(x: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
@@ -22,7 +26,12 @@ def round_activations(x: torch.Tensor, rule: ActivationRule) -> torch.Tensor:
         return x
     if rule.kind == "abf16":
         return round_bf16(x)
-    rounded = fake_quantize_a8(x.detach(), rule.group, torch)
+    if rule.kind == "a8":
+        rounded = fake_quantize_a8(x.detach(), rule.group, torch)
+    elif rule.kind == "a16":
+        rounded = fake_quantize_a16(x.detach(), rule.group, torch)
+    else:
+        rounded = fake_quantize_a8a16(x.detach(), rule.group, rule.ratio, torch)
     return straight_through(x, rounded.to(x.dtype))
 
 

@@ -34,8 +34,9 @@ def activation_rules(
     spec: DecoderSpec, formats: Formats, options: ReferenceOptions
 ) -> dict[Role, ActivationRule]:
     """The rounding before each linear role. Routers, which decide discretely, get none."""
+    asked, ratio = options.activations, options.wide_ratio
     return {
-        role: activation_rule(formats[role], role_shape(spec, role)[-1], options.activations)
+        role: activation_rule(formats[role], role_shape(spec, role)[-1], asked, ratio)
         for role in linear_roles(spec)
     }
 

@@ -1,0 +1,41 @@
+// 16-bit activations through plain C++: a row is a high and a low row of a8 (types.h). Also what
+// the hand-written kernels must equal.
+
+// One panel, one row of activations.
+template <Wide kMode>
+inline F a16_plain(const PackedWeight& w, const uint8_t* panel, const int8_t* hi, const float* sa,
+                   int a8_group) {
+  const int8_t* lo = hi + w.k_pad;
+  const int step = smaller(w.group, a8_group);
+  F y = f_zero();
+  for (int k = 0; k < w.k_pad; k += step) {
+    int32_t high[16] = {}, low[16] = {};
+    for (int h = k / 16; h < (k + step) / 16; ++h) {
+      const uint8_t* unit = panel + static_cast<int64_t>(h / 2) * unit_bytes(kMode.code);
+      dot16<kMode>(w, unit, h % 2, hi + 16 * h, high);
+      dot16<kMode>(w, unit, h % 2, lo + 16 * h, low);
+    }
+    const F a = f_set1(sa[k / a8_group]);
+    const int g = group_of(w, k);
+    const I acc = i_add(i_shl(i_load(high), 8), i_load(low));
+    y = f_fma(f_of_int(acc), f_mul(load_scale(w, panel + w.scale_offset, g), a), y);
+    if (w.has_offset) {
+      const F sum = f_set1(static_cast<float>(256 * sum_q(hi + k, step) + sum_q(lo + k, step)));
+      y = f_fma(sum, f_mul(load_scale(w, panel + w.offset_offset, g), a), y);
+    }
+  }
+  return y;
+}
+
+template <Wide kMode>
+inline void linear_a16_plain(const PackedWeight& w, const ActView& x, int m, float* y, int64_t ldy,
+                             int p0, int p1) {
+  for (int p = p0; p < p1; ++p) {
+    for (int r = 0; r < m; ++r) {
+      const int64_t row = row_of(x, r);
+      const int8_t* hi = x.q + 2 * row * x.k_pad;
+      const float* sa = x.scale + row * (x.k_pad / x.a8_group);
+      f_store(y + row * ldy + 16 * p, a16_plain<kMode>(w, panel_at(w, p), hi, sa, x.a8_group));
+    }
+  }
+}
