@@ -42,9 +42,8 @@ def write_artifact(
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
         quantization = {"quant_method": QUANT_METHOD, "version": MANIFEST_FORMAT}
-        config = {**_config(model), "quantization_config": quantization}
-        write_json(directory / "config.json", config)
-        _write_tokenizer(directory, model)
+        write_config(directory, model, {"quantization_config": quantization})
+        write_tokenizer(directory, model)
     except OSError as error:
         raise ResourceError(
             f"{directory}: can't be written ({error.strerror or error}): check the directory's "
@@ -106,13 +105,18 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
         file.write(text.encode("utf-8") + b"\n")
 
 
-def _config(model: OpenModel) -> dict[str, object]:
-    if model.kind == "gguf":
-        return hf_config(model.spec)
-    return dict(model.metadata)
+def write_config(directory: Path, model: OpenModel, changes: Mapping[str, object]) -> None:
+    """config.json: the source's, less what said how its weights were quantized, and `changes`.
+
+    Raises UnsupportedError when a GGUF header has no config.json.
+    """
+    config = hf_config(model.spec) if model.kind == "gguf" else dict(model.metadata)
+    config.pop("quantization_config", None)
+    write_json(directory / "config.json", {**config, **changes})
 
 
-def _write_tokenizer(directory: Path, model: OpenModel) -> None:
+def write_tokenizer(directory: Path, model: OpenModel) -> None:
+    """Tokenizer files and generation_config.json, copied or made from a GGUF header."""
     if model.kind == "gguf":
         tokenizer = load_tokenizer(model.path, model.metadata)
         _write_gguf_tokenizer(directory, tokenizer, model.generation)

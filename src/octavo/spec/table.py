@@ -42,6 +42,11 @@ def family_for_gguf(architecture: str) -> Family:
     return _resolve(architecture, {name: entry for entry in FAMILIES for name in entry.gguf})
 
 
+def family_named(name: str) -> Family:
+    """The family that a spec names (`DecoderSpec.family`)."""
+    return _resolve(name, {entry.module: entry for entry in FAMILIES})
+
+
 def _resolve(architecture: str, known: dict[str, Entry]) -> Family:
     entry = known.get(architecture)
     if entry is None:

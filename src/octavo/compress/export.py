@@ -1,0 +1,152 @@
+"""Writes a model for other engines: a dequantized or compressed-tensors directory, or a GGUF file.
+
+Everything is written beside and renamed. What a target can't say exactly is refused with its name.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from octavo.compress.artifact import WEIGHTS, write_config, write_tokenizer
+from octavo.compress.pack_quantized import Packed, quantization_config, said
+from octavo.core.errors import FormatError, ResourceError, UnsupportedError, UserError
+from octavo.formats.floats import float_dtype
+from octavo.io.checkpoint import OpenModel, open_model
+from octavo.io.safetensors_file import write_safetensors
+from octavo.spec.decoder import Role
+from octavo.spec.family import Family, TensorRef
+from octavo.spec.graph import roles
+from octavo.spec.table import family_named
+
+FloatType = Literal["fp32", "bf16", "fp16"]
+Array = npt.NDArray[Any]
+
+_TORCH = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+_TABLES = ("embed", "head")
+
+
+def export_hf(model: Path, out: Path, dtype: FloatType = "fp32") -> None:
+    """Every tensor dequantized, as the family's own checkpoints have it.
+
+    fp32 keeps every value (norms that are stored less 1 to 2^-24); fp16 and bf16 round. Raises
+    UserError when `out` exists, FormatError for values beyond fp16.
+    """
+    with open_model(model) as opened, _beside(out) as directory:
+        tensors = _plain_tensors(opened, roles(opened.spec), dtype)
+        write_safetensors(directory / WEIGHTS, tensors, {"format": "pt"})
+        _write_rest(directory, opened, {"torch_dtype": _TORCH[dtype]})
+
+
+def export_compressed_tensors(model: Path, out: Path, dtype: FloatType = "fp32") -> None:
+    """The layers' codes as compressed-tensors has them; tables, and what has no codes, as `dtype`.
+
+    Raises UserError when `out` exists, UnsupportedError naming the first layer that can't be said.
+    """
+    with open_model(model) as opened, _beside(out) as directory:
+        packed, plain = _split(opened)
+        if not packed:
+            raise UnsupportedError(
+                f"{model}: no layer is quantized: export it with --to hf, or compress it first"
+            )
+        tensors = _plain_tensors(opened, plain, dtype)
+        for name, layer in packed.items():
+            tensors |= {f"{name}.{key}": array for key, array in layer.parts().items()}
+        write_safetensors(directory / WEIGHTS, tensors, {"format": "pt"})
+        linear = [_ref(opened, role).name.removesuffix(".weight") for role in plain
+                  if role.part not in ("embed", "router") and _is_matrix(opened, role)]  # fmt: skip
+        config = quantization_config(packed, sorted(linear))
+        _write_rest(
+            directory, opened, {"quantization_config": config, "torch_dtype": _TORCH[dtype]}
+        )
+
+
+def _split(model: OpenModel) -> tuple[dict[str, Packed], list[Role]]:
+    """Layers that compressed-tensors can say by name, and the other roles."""
+    packed: dict[str, Packed] = {}
+    plain: list[Role] = []
+    for role in roles(model.spec):
+        view = model.source.tensor(role)
+        format = view.format
+        if role.part in _TABLES or len(view.shape) == 1 or (format.plain and format.bits > 8):
+            plain.append(role)
+            continue
+        ref = _ref(model, role)
+        name = ref.name.removesuffix(".weight")
+        if ref.rows is not None or not said(format):
+            why = "is a part of a fused one" if ref.rows is not None else f"is {format}"
+            raise UnsupportedError(
+                f"{name} {why}, which compressed-tensors can't say: export to hf, or compress the "
+                "model with an integer format (int4_g128, int8_channel) or fp8_e4m3_channel"
+            )
+        packed[name] = Packed(view.quantized(0, view.shape[0]))
+    return packed, plain
+
+
+def _plain_tensors(
+    model: OpenModel, wanted: list[Role] | tuple[Role, ...], dtype: FloatType
+) -> dict[str, Array]:
+    """By the family's names, parts of fused tensors put together, in `dtype`."""
+    pieces: dict[str, list[tuple[int, Array]]] = {}
+    for role in wanted:
+        ref = _ref(model, role)
+        values = model.source.tensor(role).float32()
+        if ref.add:
+            values = values - np.float32(ref.add)
+        pieces.setdefault(ref.name, []).append((ref.rows[0] if ref.rows else 0, values))
+    tensors = {}
+    for name, parts in pieces.items():
+        ordered = [values for _, values in sorted(parts, key=lambda part: part[0])]
+        tensors[name] = _cast(name, np.concatenate(ordered), dtype)
+    return tensors
+
+
+def _cast(name: str, values: npt.NDArray[np.float32], dtype: FloatType) -> Array:
+    with np.errstate(over="ignore"):
+        cast = values.astype(float_dtype(dtype))
+    if np.any(np.isfinite(values) & ~np.isfinite(cast.astype(np.float32))):
+        raise FormatError(f"{name}: a value is beyond the range of {dtype}; use --dtype bf16")
+    return cast
+
+
+def _ref(model: OpenModel, role: Role) -> TensorRef:
+    return _family(model).hf_tensor(model.spec, role)
+
+
+def _family(model: OpenModel) -> Family:
+    return family_named(model.spec.family)
+
+
+def _is_matrix(model: OpenModel, role: Role) -> bool:
+    return len(model.source.tensor(role).shape) == 2
+
+
+def _write_rest(directory: Path, model: OpenModel, changes: Mapping[str, object]) -> None:
+    write_config(directory, model, changes)
+    write_tokenizer(directory, model)
+
+
+@contextmanager
+def _beside(out: Path) -> Iterator[Path]:
+    """A new directory that takes `out`'s name when the block ends well; else nothing is left."""
+    if out.exists():
+        raise UserError(f"{out} exists: remove it, or choose another output (-o)")
+    directory = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        directory.mkdir(parents=True)
+        yield directory
+        directory.rename(out)
+    except OSError as error:
+        raise ResourceError(
+            f"{out}: can't be written ({error.strerror or error}): check the directory's "
+            "permissions and its free space"
+        ) from error
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
