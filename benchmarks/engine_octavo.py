@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -93,6 +94,15 @@ class Octavo:
         """Bytes per second of reading as much as a token reads, with as many threads."""
         receipt = self.executor.receipt()
         return read_bandwidth(receipt.bytes_per_token, receipt.threads).bytes_per_second
+
+    def int8_peak(self) -> float:
+        """Multiplications and additions per second of bare int8 instructions, as many threads."""
+        try:
+            roofline = importlib.import_module("octavo.evals.roofline")
+        except ImportError as error:
+            raise NotImplementedError("this version measures no arithmetic peaks") from error
+        peaks: dict[str, float] = roofline.arithmetic_peaks(self.executor.receipt())
+        return peaks["int8"]
 
 
 class OctavoLibrary(Octavo):

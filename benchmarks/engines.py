@@ -98,7 +98,7 @@ class Child:
         return float(self._ask({"do": "task", **asdict(task)})["seconds"])
 
     def ask(self, what: str) -> Any:
-        """A fact that the engine finds on demand, such as "probe"."""
+        """A fact found on demand, such as "probe". Raises NotImplementedError."""
         return self._ask({"do": what})["value"]
 
     def _ask(self, request: Fields) -> dict[str, Any]:
@@ -130,10 +130,10 @@ class Child:
 
 
 def _answer(engine: Engine, request: Fields) -> dict[str, Any]:
-    if request["do"] != "task":
-        return {"value": getattr(engine, request["do"])()}
-    tokens, batch = request["tokens"], request["batch"]
     try:
+        if request["do"] != "task":
+            return {"value": getattr(engine, request["do"])()}
+        tokens, batch = request["tokens"], request["batch"]
         if request["kind"] == "prefill":
             return {"seconds": engine.prefill(tokens)}
         if batch > 1:

@@ -73,6 +73,10 @@ class BenchProgram:
             return command + flash + (["-rtr"] if given.repack else [])
         return [*command, "-fa", "on" if given.flash_attention else "off"]
 
+    def ask(self, what: str) -> Any:
+        """A program answers nothing but its table."""
+        raise NotImplementedError(f"{self.name} has no {what}")
+
     def close(self) -> None:
         """Nothing runs between tasks."""
 

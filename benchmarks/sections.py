@@ -110,10 +110,22 @@ class Rounds:
         self.commands[name] = runner.command
         self.rates.setdefault(name, {}).setdefault(key, []).append(rate)
 
+    def probe(self, runner: Runner, what: str) -> None:
+        """The roof of this round, found by our own process; none where it can't."""
+        try:
+            self.probes.append(runner.ask(what))
+        except NotImplementedError as error:
+            self.unable[f"probe {what}"] = str(error)
+
+
+def shares(samples: Sequence[float], probes: Sequence[float], cost: float) -> list[float]:
+    """Round by round: work per second over what the probe of that round found."""
+    return [rate * cost / roof for rate, roof in zip(samples, probes, strict=False)]
+
 
 def run_rounds(
     session: Session, names: Sequence[str], use: Use, tasks: Sequence[tuple[str, Task]],
-    probing: bool = False,
+    probe: str = "",
 ) -> Rounds:  # fmt: skip
     """A warm-up, then rounds over everyone; each begins one engine further on."""
     rounds = Rounds()
@@ -132,8 +144,8 @@ def run_rounds(
             session.tell(f"round {number + 1}, {name}")
             for task in tasks:
                 rounds.sample(session, name, use, task)
-            if probing and name == "octavo a":
-                rounds.probes.append(session.runner(name, use).ask("probe"))
+            if probe and name == "octavo a":
+                rounds.probe(session.runner(name, use), probe)
     return rounds
 
 
@@ -227,18 +239,15 @@ def decode(session: Session) -> Record:
     names = _names(session, "octavo*", "octavo a", "octavo b", "llama.cpp a", "llama.cpp b",
                    "ik_llama.cpp a", "ik_llama.cpp b", *WHOLE)  # fmt: skip
     task = ("decode", Task("decode", session.plan.decode))
-    runs = [run_rounds(session, names, "decode", [task], probing=True)]
+    runs = [run_rounds(session, names, "decode", [task], "probe")]
     if spread(runs[0].probes) > STEADY:
-        runs.append(run_rounds(session, names, "decode", [task], probing=True))
+        runs.append(run_rounds(session, names, "decode", [task], "probe"))
     best = min(runs, key=lambda run: spread(run.probes))
     size = session.runner("octavo a", "decode").facts["bytes_per_token"]
-    shares = [
-        rate * size / probe
-        for rate, probe in zip(best.rates["octavo a"]["decode"], best.probes, strict=False)
-    ]
+    reached = shares(best.rates["octavo a"]["decode"], best.probes, size)
     return {
         **_record(best),
-        "shares": {"bandwidth": shares},
+        "shares": {"bandwidth": reached},
         "probe_spread": [spread(run.probes) for run in runs],
         "octavo": {n: session.runner(n, "decode").facts for n in ("octavo a", "octavo b")},
     }
@@ -248,21 +257,11 @@ def prefill(session: Session) -> Record:
     """512 tokens; our share of the integer peak counts the linear layers of all rows only."""
     names = _names(session, "octavo a", "octavo b", "llama.cpp a", "llama.cpp b",
                    "ik_llama.cpp a", *WHOLE)  # fmt: skip
-    rounds = run_rounds(session, names, "prefill", [("prefill", Task("prefill", 512))])
-    facts = session.runner("octavo a", "prefill").facts
-    peak = int8_peak(facts["threads"])
-    work = 2 * facts["multiplications_per_row"]
-    shares = [rate * work / peak for rate in rounds.rates["octavo a"]["prefill"]] if peak else []
-    return {**_record(rounds), "shares": {"int8": shares}, "int8_peak": peak}
-
-
-def int8_peak(threads: int) -> float:
-    """Multiplications and additions per second; 0 when this build can't measure it."""
-    try:
-        from octavo.evals import limits  # type: ignore[attr-defined]
-    except ImportError:
-        return 0.0
-    return float(limits.int8_peak(threads))
+    task = ("prefill", Task("prefill", 512))
+    rounds = run_rounds(session, names, "prefill", [task], "int8_peak")
+    work = 2 * session.runner("octavo a", "prefill").facts["multiplications_per_row"]
+    reached = shares(rounds.rates["octavo a"]["prefill"], rounds.probes, work)
+    return {**_record(rounds), "shares": {"int8": reached}}
 
 
 def together(session: Session) -> Record:

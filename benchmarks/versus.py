@@ -31,6 +31,8 @@ from sections import SECTIONS, Session, plan_of
 from octavo.cli.output import emit_json
 from octavo.core.hardware import probe
 
+WIDE = 200  # columns of a table in a file
+
 
 def main() -> None:
     arguments = _arguments()
@@ -159,7 +161,7 @@ def _latest(log: Log, model: str) -> dict[str, Any]:
 
 
 def print_report(result: dict[str, Any]) -> None:
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else WIDE)
     console.print(result["command"], soft_wrap=True, highlight=False)
     for model, sections in result["models"].items():
         if sections:
