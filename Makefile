@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH ?= torch==2.13.0
 DEMO_PROMPT ?= Give three tips for learning to cook.
 
-.PHONY: demo test lint unit native fuzz accept wheel clean
+.PHONY: demo test lint unit native check sanitize fuzz accept wheel wheel-aarch64 clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/octavo run smollm2-135m "$(DEMO_PROMPT)"
@@ -51,6 +51,17 @@ native: $(VENV)/.tools
 	cmake --build build/dev
 	install build/dev/_native*.so src/octavo/  # a new file: the old one may be mapped
 
+# Every kernel against `generic`, and no object of an instruction set that exports code of its own.
+check: $(VENV)/.tools
+	PATH=$(abspath $(BIN)):$$PATH cmake -S . -B build/check -G Ninja -DOCTAVO_MODULE=OFF -DCMAKE_BUILD_TYPE=Release -DOCTAVO_WERROR=ON
+	PATH=$(abspath $(BIN)):$$PATH cmake --build build/check --target octavo_check
+	build/check/octavo_check --trap-avxvnni
+	$(BIN)/python scripts/check_isa_objects.py \
+		build/check/CMakeFiles/octavo_check.dir/native/kernels/isa_*.o
+
+sanitize: $(VENV)/.dev
+	$(BIN)/python scripts/sanitize.py
+
 fuzz: $(VENV)/.dev
 	$(BIN)/python scripts/fuzz.py --cases 100000
 
@@ -59,6 +70,10 @@ accept: $(VENV)/.dev
 
 wheel: $(BIN)/python
 	$(BIN)/python scripts/build_wheel.py
+
+# Needs g++-aarch64-linux-gnu, and AARCH64_PYTHON_INCLUDE (docs/native.md).
+wheel-aarch64: $(BIN)/python
+	$(BIN)/python scripts/build_wheel.py --aarch64
 
 clean:
 	rm -rf build dist $(VENV)

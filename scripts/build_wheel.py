@@ -2,10 +2,15 @@
 
 The proof: installed into a clean environment whose PATH holds no compiler, it answers on the
 generic kernels (`OCTAVO_ISA=generic octavo doctor`). Every figure is printed.
+
+`--aarch64` cross-builds a wheel for Linux on aarch64 instead, with Debian's g++-aarch64-linux-gnu;
+AARCH64_PYTHON_INCLUDE is a directory `include` that holds python3.x and aarch64-linux-gnu, as in
+libpython3-dev:arm64. It is not run here: docs/native.md says how.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import subprocess
@@ -42,6 +47,32 @@ def repair(wheel: Path) -> Path:
     return max(DIST.glob("octavo-*manylinux*.whl"), key=lambda path: path.stat().st_mtime)
 
 
+def cross_build(raw: Path) -> Path:
+    """A wheel for aarch64, tagged by the symbols that it needs."""
+    include = os.environ.get("AARCH64_PYTHON_INCLUDE")
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    if not include or not (Path(include) / f"python{version}" / "Python.h").exists():
+        sys.exit(
+            f"AARCH64_PYTHON_INCLUDE must hold python{version}/Python.h of arm64"
+        )
+    soabi = f"cpython-{version.replace('.', '')}-aarch64-linux-gnu"
+    defines = {
+        "CMAKE_TOOLCHAIN_FILE": ROOT / "cmake" / "aarch64-linux-gnu.cmake",
+        "CMAKE_CXX_FLAGS": f"-isystem {include}",
+        "Python_INCLUDE_DIR": Path(include) / f"python{version}",
+        "SKBUILD_SOABI": soabi,
+    }
+    settings = [f"-Ccmake.define.{key}={value}" for key, value in defines.items()]
+    env = {
+        **os.environ,
+        "_PYTHON_HOST_PLATFORM": "linux-aarch64",
+        "SETUPTOOLS_EXT_SUFFIX": f".{soabi}.so",
+    }
+    run(sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", raw, ".", *settings, env=env)
+    (wheel,) = raw.glob("octavo-*.whl")
+    return wheel
+
+
 def check_content(wheel: Path) -> None:
     size = wheel.stat().st_size
     print(f"{wheel.name}: {size / 1e6:.2f} MB (limit {LIMIT / 1e6:.0f})")
@@ -70,7 +101,13 @@ def check_clean_install(wheel: Path) -> None:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--aarch64", action="store_true", help="cross-build for aarch64")
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as raw:
+        if arguments.aarch64:
+            run(sys.executable, "-m", "pip", "install", "-q", *TOOLS)
+            return check_content(repair(cross_build(Path(raw))))
         wheel = repair(build(Path(raw)))
     check_content(wheel)
     check_clean_install(wheel)
