@@ -138,21 +138,24 @@ struct Rows {
   ActView view;
 };
 
-std::unique_ptr<Rows> random_rows(Random& random, const PackedWeight& w, int m) {
+// Prepared for `act`: a16 has two rows of bytes for each of activations.
+std::unique_ptr<Rows> random_rows(Random& random, const PackedWeight& w, int m, Act act) {
   auto rows = std::make_unique<Rows>();
   const int k_pad = w.k_pad, group = a8_group_for(w.group, k_pad);
   const size_t size = static_cast<size_t>(m) * static_cast<size_t>(k_pad);
-  rows->q.resize(size);
+  const int parts = act == Act::kA16 ? 2 : 1;
+  rows->q.resize(size * static_cast<size_t>(parts));
   rows->scale.resize(size / static_cast<size_t>(group));
-  rows->sum.resize(size / 32);
+  rows->sum.resize(rows->q.size() / 32);
   rows->bf16.resize(size);
   rows->wide.resize(size);
   const KernelTable& table = *table_generic();
   for (int r = 0; r < m; ++r) {
     const std::vector<float> x = floats(random, w.k);
     const int64_t at = static_cast<int64_t>(r) * k_pad;
-    table.quantize_a8(x.data(), w.k, k_pad, group, rows->q.data() + at,
-                      rows->scale.data() + at / group, rows->sum.data() + at / 32);
+    (parts == 2 ? table.quantize_a16 : table.quantize_a8)(
+        x.data(), w.k, k_pad, group, rows->q.data() + parts * at, rows->scale.data() + at / group,
+        rows->sum.data() + parts * at / 32);
     table.round_bf16(x.data(), w.k, k_pad, rows->bf16.data() + at);
     std::memcpy(rows->wide.data() + at, x.data(), x.size() * 4);
   }
@@ -176,7 +179,7 @@ void check_linear(Random& random, const LinearKernel& row, Result* result) {
   const auto w = random_weights(random, row);
   const LinearKernel* plain = select_linear(*table_generic(), w->view, row.act);
   const int m = between(random, 1, 20), ldy = 16 * w->view.panels + 16;
-  const auto x = random_rows(random, w->view, m);
+  const auto x = random_rows(random, w->view, m, row.act);
   const int p0 = between(random, 0, w->view.panels - 1);
   const int p1 = between(random, p0 + 1, w->view.panels);
   Guarded<float> got(m * ldy), want(m * ldy);
@@ -235,10 +238,18 @@ void check_rows(Random& random, const KernelTable& table, Result* result) {
   for (const int group : {32, 64}) {
     std::vector<float> scale(static_cast<size_t>(k_pad));
     std::vector<int32_t> sum(static_cast<size_t>(k_pad));
-    const auto run = [&](Table t, int8_t* to) {
-      t.quantize_a8(x.data(), n, k_pad, group, to, scale.data(), sum.data());
-    };
-    compare(table, "quantize_a8", k_pad, std::vector<int8_t>(), run, result);
+    compare(
+        table, "quantize_a8", k_pad, std::vector<int8_t>(),
+        [&](Table t, int8_t* to) {
+          t.quantize_a8(x.data(), n, k_pad, group, to, scale.data(), sum.data());
+        },
+        result);
+    compare(
+        table, "quantize_a16", 2 * k_pad, std::vector<int8_t>(),
+        [&](Table t, int8_t* to) {
+          t.quantize_a16(x.data(), n, k_pad, group, to, scale.data(), sum.data());
+        },
+        result);
   }
 }
 
