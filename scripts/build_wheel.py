@@ -52,9 +52,7 @@ def cross_build(raw: Path) -> Path:
     include = os.environ.get("AARCH64_PYTHON_INCLUDE")
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     if not include or not (Path(include) / f"python{version}" / "Python.h").exists():
-        sys.exit(
-            f"AARCH64_PYTHON_INCLUDE must hold python{version}/Python.h of arm64"
-        )
+        sys.exit(f"AARCH64_PYTHON_INCLUDE must hold python{version}/Python.h of arm64")
     soabi = f"cpython-{version.replace('.', '')}-aarch64-linux-gnu"
     defines = {
         "CMAKE_TOOLCHAIN_FILE": ROOT / "cmake" / "aarch64-linux-gnu.cmake",
