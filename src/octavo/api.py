@@ -83,6 +83,9 @@ class LLM(Closing):
     format to requantize to; "source" loses nothing. Raises the errors of octavo.core.errors: a
     UserError's message says what to change.
 
+    An artifact marked `collapsed` (fewer than half of its top tokens are its source's) is refused
+    unless `config.allow_collapsed`.
+
     `SamplingParams()` is greedy for every model; what a model's own files suggest is
     `default_params()`, and used only when passed.
     """
@@ -94,12 +97,15 @@ class LLM(Closing):
     ) -> None:
         from octavo.backends.native.backend import load
         from octavo.io.checkpoint import open_model
+        from octavo.io.collapse import refuse_collapsed
         from octavo.io.hub import resolve_model
         from octavo.io.tokenizer import load_tokenizer
 
         wanted = _with_format(config or RuntimeConfig(), format)
         path = resolve_model(model)
         with open_model(path) as opened:
+            if not wanted.allow_collapsed:
+                refuse_collapsed(opened)
             metadata = opened.metadata if opened.kind == "gguf" else None
             tokenizer = load_tokenizer(path, metadata)
             executor = load(opened.spec, opened.source, wanted)

@@ -76,6 +76,7 @@ class RuntimeConfig:
     keep: tuple[tuple[str, str], ...] = ()  # (part, format) exceptions: ("head", "int8_g32")
     strict: bool = False  # refuse generic fallbacks
     isa: str = ""  # "" = OCTAVO_ISA or the best
+    allow_collapsed: bool = False  # `LLM` runs an artifact that lost its source (io.collapse)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from octavo.cli.options import json_option, runtime_config, runtime_options
+from octavo.cli.options import collapsed_option, json_option, runtime_config, runtime_options
 from octavo.cli.output import (
     Align,
     emit_json,
@@ -37,6 +37,7 @@ HEADER = ("model", "size", "params", "backend", "threads", "test", "t/s")
 @click.option("-t", "threads", type=click.IntRange(0, 1024), default=0, help="Same as --threads.")
 @click.option("--stages", is_flag=True, help="Also print where the time of each test went.")
 @runtime_options
+@collapsed_option
 @json_option
 def command(
     model: str,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import click
 
 from octavo.cli.options import (
+    collapsed_option,
     json_option,
     runtime_config,
     runtime_options,
@@ -99,6 +100,7 @@ def _message(role: str, content: str) -> dict[str, str]:
 @click.argument("model")
 @click.option("--system", default=None, help="The system message, in force until the end.")
 @runtime_options
+@collapsed_option
 @sampling_options
 @json_option
 def command(model: str, system: str | None, as_json: bool) -> None:

@@ -58,8 +58,10 @@ def command(
 
     Both run in lock step over the text, in windows of --context tokens (512 by default). Runtime
     options such as --format count for MODEL; the base keeps its own format. MODEL and REF may be
-    written llama.cpp:FILE.gguf, which is then scored by llama.cpp. Where MODEL is to be compared
-    with nothing but itself (no --against, no --format), only its perplexity is measured.
+    written llama.cpp:FILE.gguf, which is then scored by llama.cpp; REF may be logits:FILE, as
+    llama-perplexity writes with --kl-divergence-base (with --protocol llama.cpp). Where MODEL is to
+    be compared with nothing but itself (no --against, no --format), only its perplexity is
+    measured.
     """
     config = runtime_config()
     window = config.context or WINDOW

@@ -101,6 +101,8 @@ keep_option = click.option(
     help="A part's own format, such as head=int8_g32; may be repeated.",
 )
 
+collapsed_option = _flag("--allow-collapsed", "Run an artifact that has lost its source.")
+
 runtime_options = _stack(
     (
         click.option(
@@ -167,6 +169,7 @@ def runtime_config() -> RuntimeConfig:
         keep=_kept("keep"),
         strict=_kept("strict"),
         isa=_kept("isa"),
+        allow_collapsed=click.get_current_context().meta.get("octavo.allow_collapsed", False),
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from octavo.cli.options import (
+    collapsed_option,
     json_option,
     runtime_config,
     runtime_options,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 @click.argument("prompt")
 @click.option("--raw", is_flag=True, help="Continue the text; leave the chat template out.")
 @runtime_options
+@collapsed_option
 @sampling_options
 @json_option
 def command(model: str, prompt: str, raw: bool, as_json: bool) -> None:

@@ -14,11 +14,16 @@ if TYPE_CHECKING:
     from octavo.io.tokenizer import Tokenizer
 
 RIVAL = "llama.cpp:"
+STORED = "logits:"
 
 
 def open_scorer(name: str, config: RuntimeConfig) -> Scorer:
     """MODEL by the native backend; `llama.cpp:FILE.gguf` by llama.cpp, which ignores `config`
-    but for context, threads and the KV format."""
+    but for context, threads and the KV format; `logits:FILE` is a base-logits file."""
+    if name.startswith(STORED):
+        from octavo.evals.base_logits import BaseLogits
+
+        return BaseLogits(Path(name.removeprefix(STORED)))
     if name.startswith(RIVAL):
         return _rival(name.removeprefix(RIVAL), config)
     from octavo.backends.native.backend import load
