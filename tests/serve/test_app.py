@@ -307,3 +307,17 @@ def test_metrics_under_the_names_of_vllm():
         assert "octavo:num_requests_running" in text
     finally:
         served.close()
+
+
+def test_a_miss_is_explained(served):
+    def ask(text):
+        body = {"prompt": text, "max_tokens": 1, "prompt_cache_key": "k"}
+        return run(served.post("/v1/completions", body)).json()["prompt_cache_diagnostics"]
+
+    assert ask("abcdefgh")[0]["type"] == "comparison_response_not_found"
+    assert ask("abcdefghij")[0] == {"type": "cache_hit", "octavo_reason": "hit", "cached_tokens": 8}
+    assert ask("abcdxxxxx")[0] == {
+        "type": "cache_miss", "octavo_reason": "input_changed", "reason": "input_changed",
+        "cached_tokens": 4, "cache_missed_tokens": 5, "comparison_reusable_tokens": 4,
+        "first_diverging_token": 4,
+    }  # fmt: skip

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import httpx
+import uvicorn
 
 from octavo.backends.base import RuntimeConfig
 from octavo.core.errors import OverloadedError
@@ -93,6 +97,20 @@ class Served:
     async def get(self, path: str, **headers: str) -> httpx.Response:
         async with self.http(**headers) as http:
             return await http.get(path)
+
+    @contextmanager
+    def listening(self) -> Iterator[str]:
+        """The server on a port of this machine; gives its address."""
+        listener = socket.create_server(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(self.app, log_level="warning", lifespan="off"))
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+            listener.close()
 
     def close(self) -> None:
         self.client.close()

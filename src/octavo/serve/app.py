@@ -16,8 +16,9 @@ from starlette.exceptions import HTTPException
 
 from octavo._version import __version__
 from octavo.core.errors import OctavoError
-from octavo.serve import tokens
+from octavo.serve import anthropic, tokens
 from octavo.serve.answering import Answering, Piece, Pieces
+from octavo.serve.anthropic import CountTokensRequest, Messages, MessagesRequest
 from octavo.serve.chat import Chat
 from octavo.serve.completions import Completions
 from octavo.serve.errors import ApiError, api_error
@@ -30,11 +31,12 @@ from octavo.serve.protocol import (
     Sampling,
     TokenizeRequest,
 )
+from octavo.serve.responses import Responses, ResponsesRequest, ResponseStore
 from octavo.serve.served import ServedModel
-from octavo.serve.wording import KEEP_ALIVE, event, json_bytes
+from octavo.serve.wording import KEEP_ALIVE, json_bytes
 
 B = TypeVar("B", bound=BaseModel)
-S = TypeVar("S", bound=Sampling)
+G = TypeVar("G", bound="Generation")
 _log = logging.getLogger("octavo.serve")
 
 
@@ -51,6 +53,9 @@ class ServeSettings:
     metrics_compat: bool = False
 
 
+Generation = Sampling | MessagesRequest | ResponsesRequest
+
+
 class Call(Protocol):
     """One generation request, checked when it is made."""
 
@@ -62,6 +67,9 @@ class Call(Protocol):
     async def answer(self, answering: Pieces) -> dict[str, Any]: ...
 
     def stream(self, answering: Pieces) -> AsyncIterator[bytes]: ...
+
+    def failure(self, error: ApiError) -> bytes:
+        """The last event of a stream that failed."""
 
 
 class Watched:
@@ -84,6 +92,7 @@ class Server:
         self.model, self.settings = model, settings
         client = model.client
         self.metrics = Metrics(model.name, lambda: client.stats, settings.metrics_compat)
+        self.responses = ResponseStore()
         self.draining = False
 
     async def generate(self, request: Request, call: Call, stream: bool) -> Response:
@@ -91,14 +100,14 @@ class Server:
         answering = call.start()
         watched = Watched(answering, Stopwatch(self.metrics, call.prompt_sizes))
         if stream:
-            body = self._events(answering, call.stream(watched))
+            body = self._events(answering, call, call.stream(watched))
             headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
             return StreamingResponse(body, media_type="text/event-stream", headers=headers)
         async with answering:
             return json_response(await _unless_gone(request, call.answer(watched)))
 
     async def _events(
-        self, answering: Answering, events: AsyncIterator[bytes]
+        self, answering: Answering, call: Call, events: AsyncIterator[bytes]
     ) -> AsyncIterator[bytes]:
         """Events as they come, comments while none do, and an error as the last event."""
         async with answering:
@@ -118,7 +127,7 @@ class Server:
             except _End:
                 return
             except Exception as error:
-                yield event(_told(error).body())
+                yield call.failure(_told(error))
             finally:
                 if pending is not None:
                     pending.cancel()
@@ -197,16 +206,22 @@ def create_app(model: ServedModel, settings: ServeSettings) -> tuple[FastAPI, Se
     return app, server
 
 
+def _body(request: Request, error: ApiError) -> dict[str, Any]:
+    """The error as the clients of this path read it."""
+    ours = not request.url.path.startswith("/v1/messages")
+    return error.body() if ours else anthropic.error_body(error)
+
+
 def _add_errors(app: FastAPI) -> None:
     async def answer(request: Request, error: Exception) -> Response:
         told = _told(error)
-        return json_response(told.body(), told.status, told.headers)
+        return json_response(_body(request, told), told.status, told.headers)
 
     async def http(request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 500
         detail = error.detail if isinstance(error, HTTPException) else "failed"
         told = ApiError(status, f"{request.method} {request.url.path}: {detail}")
-        return json_response(told.body(), status)
+        return json_response(_body(request, told), status)
 
     kinds: Iterable[type[Exception]] = (ApiError, OctavoError, Exception)
     for kind in kinds:
@@ -216,7 +231,7 @@ def _add_errors(app: FastAPI) -> None:
 
 def _add_generation(app: FastAPI, server: Server) -> None:
     async def run(
-        request: Request, kind: type[S], make: Callable[[S, ServedModel], Call]
+        request: Request, kind: type[G], make: Callable[[G, ServedModel], Call]
     ) -> Response:
         body = await parse(request, kind)
         # Templates and long texts take their time; the loop serves others meanwhile.
@@ -226,6 +241,30 @@ def _add_generation(app: FastAPI, server: Server) -> None:
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
         return await run(request, ChatRequest, Chat)
+
+    @app.post("/v1/messages")
+    async def messages(request: Request) -> Response:
+        return await run(request, MessagesRequest, Messages)
+
+    @app.post("/v1/messages/count_tokens")
+    async def count_tokens(request: Request) -> Response:
+        body = await parse(request, CountTokensRequest)
+        return json_response(await asyncio.to_thread(anthropic.count_tokens, body, server.model))
+
+    @app.post("/v1/responses")
+    async def responses(request: Request) -> Response:
+        def make(body: ResponsesRequest, model: ServedModel) -> Responses:
+            return Responses(body, model, server.responses)
+
+        return await run(request, ResponsesRequest, make)
+
+    @app.get("/v1/responses/{id_}")
+    async def response(id_: str) -> Response:
+        return json_response(server.responses.response(id_))
+
+    @app.delete("/v1/responses/{id_}")
+    async def delete_response(id_: str) -> Response:
+        return json_response(server.responses.delete(id_))
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:

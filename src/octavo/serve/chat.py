@@ -9,7 +9,8 @@ from typing import Any
 from octavo.core.errors import RequestError
 from octavo.engine.request import Request, TokenLogprobs
 from octavo.serve.answering import Answering, Piece, Pieces
-from octavo.serve.prompts import chat_prompt
+from octavo.serve.errors import ApiError
+from octavo.serve.prompts import Breakpoint, chat_prompt
 from octavo.serve.protocol import ChatRequest
 from octavo.serve.sampling import engine_request, sampling_params
 from octavo.serve.served import ServedModel
@@ -29,7 +30,7 @@ class Chat:
         self.request = self._request(tokens, marks)
         self.tally = Tally([len(tokens)])
 
-    def _request(self, tokens: tuple[int, ...], marks: list[int]) -> Request:
+    def _request(self, tokens: tuple[int, ...], marks: list[Breakpoint]) -> Request:
         body = self.body
         room = self.model.context - len(tokens)
         wanted = body.max_completion_tokens or body.max_tokens
@@ -50,6 +51,9 @@ class Chat:
         """Raises what refuses the request."""
         skip = self.body.skip_special_tokens
         return Answering(self.model.client, [self.request], self.model.tokenizer, skip_special=skip)
+
+    def failure(self, error: ApiError) -> bytes:
+        return event(error.body())
 
     async def answer(self, answering: Pieces) -> dict[str, Any]:
         """The whole answer as JSON."""

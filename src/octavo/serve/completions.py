@@ -11,6 +11,7 @@ from octavo.engine.request import Request, TokenLogprobs
 from octavo.io.tokenizer import Tokenizer
 from octavo.serve.answering import Answering, Piece, Pieces
 from octavo.serve.chat import merge
+from octavo.serve.errors import ApiError
 from octavo.serve.protocol import CompletionRequest
 from octavo.serve.sampling import engine_request, sampling_params
 from octavo.serve.served import ServedModel
@@ -78,6 +79,9 @@ class Completions:
             for i in range(len(self.prompts))
             for choice in range(self.n)
         }
+
+    def failure(self, error: ApiError) -> bytes:
+        return event(error.body())
 
     async def answer(self, answering: Pieces) -> dict[str, Any]:
         """The whole answer as JSON."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from octavo.core.errors import RequestError
 from octavo.engine.reuse import common_prefix
@@ -16,8 +16,18 @@ _BREAKPOINTS = ("prompt_cache_breakpoint", "cache_control")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
-def chat_prompt(tokenizer: Tokenizer, body: ChatRequest) -> tuple[tuple[int, ...], list[int]]:
-    """Prompt tokens, and how many of them stand before each breakpoint.
+class Breakpoint(NamedTuple):
+    """A place in a prompt that a client wants kept: tokens before it, and for how long ("5m"), or
+    None where the request's own time counts."""
+
+    tokens: int
+    ttl: str | None
+
+
+def chat_prompt(
+    tokenizer: Tokenizer, body: ChatRequest
+) -> tuple[tuple[int, ...], list[Breakpoint]]:
+    """Prompt tokens, and the breakpoints in them.
 
     Raises RequestError for a message that can't be read, TokenizerError from the template.
     """
@@ -26,8 +36,8 @@ def chat_prompt(tokenizer: Tokenizer, body: ChatRequest) -> tuple[tuple[int, ...
     messages = [plain_message(message, i) for i, message in enumerate(body.messages)]
     tokens = _render(tokenizer, body, messages)
     marks = [
-        common_prefix(tokens, _render(tokenizer, body, cut, open_end=False))
-        for cut in _cut_at_breakpoints(body.messages)
+        Breakpoint(common_prefix(tokens, _render(tokenizer, body, cut, open_end=False)), ttl)
+        for cut, ttl in _cut_at_breakpoints(body.messages)
     ]
     return tokens, marks
 
@@ -83,18 +93,20 @@ def _part_text(part: object, index: int) -> str:
     )
 
 
-def _cut_at_breakpoints(messages: Sequence[Mapping[str, Any]]) -> list[list[dict[str, Any]]]:
-    """The conversation up to each breakpoint, in order."""
-    cuts: list[list[dict[str, Any]]] = []
+def _cut_at_breakpoints(
+    messages: Sequence[Mapping[str, Any]],
+) -> list[tuple[list[dict[str, Any]], str | None]]:
+    """The conversation up to each breakpoint, in order, and the breakpoint's own time."""
+    cuts: list[tuple[list[dict[str, Any]], str | None]] = []
     for i, message in enumerate(messages):
         before = [plain_message(earlier, j) for j, earlier in enumerate(messages[:i])]
         content = message.get("content")
         for j, part in enumerate(content if isinstance(content, list) else ()):
             if _marked(part):
                 cut = {**message, "content": list(content or ())[: j + 1]}
-                cuts.append([*before, plain_message(cut, i)])
+                cuts.append(([*before, plain_message(cut, i)], _ttl(part)))
         if _marked(message):
-            cuts.append([*before, plain_message(message, i)])
+            cuts.append(([*before, plain_message(message, i)], _ttl(message)))
     if len(cuts) > _MOST_MARKS:
         raise RequestError(
             f"{len(cuts)} cache breakpoints; a request may have {_MOST_MARKS}", "messages"
@@ -104,3 +116,11 @@ def _cut_at_breakpoints(messages: Sequence[Mapping[str, Any]]) -> list[list[dict
 
 def _marked(thing: object) -> bool:
     return isinstance(thing, Mapping) and any(thing.get(name) for name in _BREAKPOINTS)
+
+
+def _ttl(thing: Mapping[str, Any]) -> str | None:
+    """The time that a breakpoint names; Anthropic's are five minutes unless they name one."""
+    control = thing.get("cache_control")
+    if isinstance(control, Mapping):
+        return str(control.get("ttl", "5m"))
+    return None

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from octavo.core.errors import RequestError
 from octavo.engine.request import CachePolicy, Mark, Request, SamplingParams
+from octavo.serve.prompts import Breakpoint
 from octavo.serve.protocol import PromptCacheOptions, Sampling
 from octavo.serve.served import ServedModel
 
@@ -63,15 +64,15 @@ def _stops(stop: str | Sequence[str] | None) -> tuple[str, ...]:
     return (stop,) if isinstance(stop, str) else tuple(stop)
 
 
-def cache_policy(body: Sampling, marks: Sequence[int] = ()) -> CachePolicy:
-    """`marks`: prompt tokens before each breakpoint that the client set."""
+def cache_policy(body: Sampling, marks: Sequence[Breakpoint] = ()) -> CachePolicy:
     options = body.prompt_cache_options or PromptCacheOptions()
-    seconds = parse_ttl(options.ttl)
+    parse_ttl(options.ttl)
+    kept = [(tokens, parse_ttl(ttl or options.ttl)) for tokens, ttl in marks if tokens > 0]
     return CachePolicy(
         write="marks" if options.mode == "explicit" else "all",
         salt=body.cache_salt or "",
         key=body.prompt_cache_key or "",
-        marks=tuple(Mark(tokens, seconds) for tokens in marks if tokens > 0),
+        marks=tuple(Mark(tokens, seconds) for tokens, seconds in kept),
     )
 
 
@@ -88,7 +89,7 @@ def parse_ttl(text: str) -> float:
 
 def engine_request(
     id_: str, prompt: tuple[int, ...], params: SamplingParams, body: Sampling, model: ServedModel,
-    marks: Sequence[int] = (),
+    marks: Sequence[Breakpoint] = (),
 ) -> Request:  # fmt: skip
     if not prompt:
         raise RequestError("the prompt is empty; give at least one token", "prompt")

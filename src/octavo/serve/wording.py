@@ -34,6 +34,7 @@ class Tally:
     """Tokens of a call, as they come. `prompts`: tokens of each prompt."""
 
     def __init__(self, prompts: Sequence[int]) -> None:
+        self._prompts = tuple(prompts)
         self.prompt_tokens = sum(prompts)
         self.completion_tokens = 0
         self.caches: dict[int, CacheUse] = {}
@@ -60,18 +61,26 @@ class Tally:
         }
 
     def diagnostics(self) -> list[dict[str, Any]]:
-        """Per prompt, what the prefix cache did and why not more."""
-        return [
-            {"type": "cache_hit", "cached_tokens": use.read}
-            if use.reason == "hit"
-            else {
-                "type": "cache_miss",
-                "reason": use.reason,
-                "cached_tokens": use.read,
-                "first_diverging_token": use.diverged if use.diverged >= 0 else None,
-            }
-            for use in self.caches.values()
-        ]
+        """Per prompt, what the prefix cache did and why not more, in OpenAI's terms and ours."""
+        return [_diagnosis(use, self._prompts[i]) for i, use in sorted(self.caches.items())]
+
+
+_DIAGNOSES = {"hit": "cache_hit", "input_changed": "cache_miss",
+              "first": "comparison_response_not_found"}  # fmt: skip
+
+
+def _diagnosis(use: CacheUse, prompt: int) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "type": _DIAGNOSES.get(use.reason, "unavailable"),
+        "octavo_reason": use.reason,
+        "cached_tokens": use.read,
+    }
+    if use.reason == "input_changed":
+        found["reason"] = use.reason
+        found["cache_missed_tokens"] = prompt - use.read
+        found["comparison_reusable_tokens"] = use.read
+        found["first_diverging_token"] = use.diverged
+    return found
 
 
 def chat_logprobs(tokenizer: Tokenizer, entries: Sequence[TokenLogprobs]) -> dict[str, Any]:

@@ -1,0 +1,205 @@
+"""POST /v1/messages and /v1/messages/count_tokens: Anthropic's API over the same engine.
+
+A message list becomes a chat (system first, tool results as messages of their own), `cache_control`
+becomes a mark of the prefix cache. `input_tokens` excludes what the cache had or took, as clients
+of this API expect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Annotated, Any
+
+import msgspec
+from pydantic import Field
+
+from octavo.core.errors import RequestError
+from octavo.serve.answering import Answering, Piece, Pieces
+from octavo.serve.chat import Chat, merge
+from octavo.serve.errors import ApiError
+from octavo.serve.prompts import chat_prompt
+from octavo.serve.protocol import Body, ChatRequest
+from octavo.serve.served import ServedModel
+from octavo.serve.wording import new_id
+
+_KINDS = {400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error",
+          413: "request_too_large", 429: "rate_limit_error", 503: "overloaded_error"}  # fmt: skip
+_encode = msgspec.json.Encoder().encode
+
+
+class MessagesRequest(Body):
+    model: str | None = None
+    messages: list[dict[str, Any]]
+    max_tokens: Annotated[int, Field(ge=1)]
+    system: str | list[dict[str, Any]] | None = None
+    stop_sequences: list[str] | None = None
+    stream: bool | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class CountTokensRequest(Body):
+    model: str | None = None
+    messages: list[dict[str, Any]]
+    system: str | list[dict[str, Any]] | None = None
+
+
+def error_body(error: ApiError) -> dict[str, Any]:
+    kind = _KINDS.get(error.status, "api_error")
+    return {"type": "error", "error": {"type": kind, "message": str(error)}}
+
+
+def chat_messages(
+    system: str | list[dict[str, Any]] | None, messages: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """The conversation as chat messages. Raises RequestError for a block that can't be read."""
+    found: list[dict[str, Any]] = []
+    if system:
+        found.append({"role": "system", "content": system})
+    for i, message in enumerate(messages):
+        if message.get("role") not in ("user", "assistant", "system"):
+            raise RequestError(f"message {i} has the role {message.get('role')!r}", "messages")
+        content = message.get("content")
+        if isinstance(content, list):
+            found += _from_blocks(str(message["role"]), content, i)
+        else:
+            found.append({"role": message["role"], "content": content})
+    return found
+
+
+def _from_blocks(role: str, blocks: Sequence[Any], index: int) -> list[dict[str, Any]]:
+    """A message of blocks: tool results first, each a message of its own, then text and calls."""
+    results, texts, calls = [], [], []
+    for block in blocks:
+        kind = block.get("type") if isinstance(block, Mapping) else None
+        if kind == "tool_result":
+            results.append(_tool_result(block, index))
+        elif kind == "tool_use":
+            function = {"name": block.get("name"), "arguments": block.get("input") or {}}
+            calls.append({"id": block.get("id"), "type": "function", "function": function})
+        elif kind not in ("thinking", "redacted_thinking"):  # not given back to the model
+            texts.append(block)
+    if not texts and not calls:
+        return results
+    message: dict[str, Any] = {"role": role, "content": texts}
+    if calls:
+        message["tool_calls"] = calls
+    return [*results, message]
+
+
+def _tool_result(block: Mapping[str, Any], index: int) -> dict[str, Any]:
+    content = block.get("content", "")
+    if not isinstance(content, str | list):
+        raise RequestError(f"message {index} has a tool result that is no text", "messages")
+    return {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": content}
+
+
+class Messages:
+    """One call, checked when it is made."""
+
+    def __init__(self, body: MessagesRequest, model: ServedModel) -> None:
+        user = (body.metadata or {}).get("user_id")
+        chat = ChatRequest(
+            model=body.model,
+            messages=chat_messages(body.system, body.messages),
+            max_tokens=body.max_tokens,
+            stop=body.stop_sequences,
+            temperature=body.temperature,
+            top_p=body.top_p,
+            top_k=body.top_k,
+            user=user if isinstance(user, str) else None,
+        )
+        self.chat = Chat(chat, model)
+        self.id = new_id("msg").replace("-", "_")
+
+    @property
+    def prompt_sizes(self) -> list[int]:
+        return self.chat.prompt_sizes
+
+    def start(self) -> Answering:
+        return self.chat.start()
+
+    async def answer(self, answering: Pieces) -> dict[str, Any]:
+        texts: list[str] = []
+        last: Piece | None = None
+        async for pieces in answering:
+            for piece in pieces:
+                self.chat.tally.add(piece)
+                texts.append(piece.text)
+                last = piece
+        return {
+            **self._head([{"type": "text", "text": "".join(texts)}]),
+            **_stop(last),
+            "usage": self._usage(),
+        }
+
+    def _head(self, content: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "type": "message",
+            "role": "assistant",
+            "model": self.chat.name,
+            "content": content,
+            "stop_reason": None,
+            "stop_sequence": None,
+        }
+
+    def _usage(self) -> dict[str, Any]:
+        usage = self.chat.tally.usage()
+        details = usage["prompt_tokens_details"]
+        read, written = details["cached_tokens"], details["cache_write_tokens"]
+        return {
+            "input_tokens": usage["prompt_tokens"] - read - written,
+            "cache_creation_input_tokens": written,
+            "cache_read_input_tokens": read,
+            "output_tokens": usage["completion_tokens"],
+        }
+
+    async def stream(self, answering: Pieces) -> AsyncIterator[bytes]:
+        began, last = False, None
+        async for pieces in answering:
+            for piece in merge(pieces):
+                self.chat.tally.add(piece)
+                if not began:
+                    began = True
+                    yield self._begin()
+                if piece.text:
+                    delta = {"type": "text_delta", "text": piece.text}
+                    yield _event("content_block_delta", {"index": 0, "delta": delta})
+                last = piece
+        yield _event("content_block_stop", {"index": 0})
+        yield _event("message_delta", {"delta": _stop(last), "usage": self._usage()})
+        yield _event("message_stop", {})
+
+    def failure(self, error: ApiError) -> bytes:
+        return _event("error", error_body(error))
+
+    def _begin(self) -> bytes:
+        message = {**self._head([]), "usage": {**self._usage(), "output_tokens": 1}}
+        block = {"index": 0, "content_block": {"type": "text", "text": ""}}
+        return (
+            _event("message_start", {"message": message})
+            + _event("content_block_start", block)
+            + _event("ping", {})
+        )
+
+
+def _event(kind: str, fields: dict[str, Any]) -> bytes:
+    return b"event: " + kind.encode() + b"\ndata: " + _encode({"type": kind, **fields}) + b"\n\n"
+
+
+def _stop(piece: Piece | None) -> dict[str, Any]:
+    reason = None if piece is None else piece.stop_reason
+    if piece is not None and piece.finish == "length":
+        return {"stop_reason": "max_tokens", "stop_sequence": None}
+    if isinstance(reason, str):
+        return {"stop_reason": "stop_sequence", "stop_sequence": reason}
+    return {"stop_reason": "end_turn", "stop_sequence": None}
+
+
+def count_tokens(body: CountTokensRequest, model: ServedModel) -> dict[str, Any]:
+    model.check_name(body.model)
+    chat = ChatRequest(messages=chat_messages(body.system, body.messages))
+    return {"input_tokens": len(chat_prompt(model.tokenizer, chat)[0])}
