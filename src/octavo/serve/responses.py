@@ -207,11 +207,11 @@ class Responses:
         texts: list[str] = []
         finish: str | None = None
         place = {"item_id": self._message_id, "output_index": 0, "content_index": 0}
-        yield self._event("response.created", response=self._response("in_progress"))
-        yield self._event("response.in_progress", response=self._response("in_progress"))
-        yield self._event("response.output_item.added", output_index=0,
-                          item=self._item("", "in_progress"))  # fmt: skip
-        yield self._event("response.content_part.added", **place, part=_part(""))
+        yield self._event("response.created", {"response": self._response("in_progress")})
+        yield self._event("response.in_progress", {"response": self._response("in_progress")})
+        item = self._item("", "in_progress")
+        yield self._event("response.output_item.added", {"output_index": 0, "item": item})
+        yield self._event("response.content_part.added", {**place, "part": _part("")})
         async for pieces in answering:
             for piece in merge(pieces):
                 self.chat.tally.add(piece)
@@ -225,23 +225,23 @@ class Responses:
     def failure(self, error: ApiError) -> bytes:
         response = self._response("failed")
         response["error"] = {"code": error.code or "server_error", "message": str(error)}
-        return self._event("response.failed", response=response)
+        return self._event("response.failed", {"response": response})
 
     def _delta(self, place: dict[str, Any], piece: Piece) -> bytes:
         fields = {**place, "delta": piece.text, "logprobs": []}
-        return self._event("response.output_text.delta", **fields)
+        return self._event("response.output_text.delta", fields)
 
     def _end(self, place: dict[str, Any], text: str, finish: str | None) -> list[bytes]:
         response = self._finished(text, finish)
         item = response["output"][0]
         return [
-            self._event("response.output_text.done", **place, text=text, logprobs=[]),
-            self._event("response.content_part.done", **place, part=_part(text)),
-            self._event("response.output_item.done", output_index=0, item=item),
-            self._event(f"response.{response['status']}", response=response),
+            self._event("response.output_text.done", {**place, "text": text, "logprobs": []}),
+            self._event("response.content_part.done", {**place, "part": _part(text)}),
+            self._event("response.output_item.done", {"output_index": 0, "item": item}),
+            self._event(f"response.{response['status']}", {"response": response}),
         ]
 
-    def _event(self, kind: str, **fields: object) -> bytes:
+    def _event(self, kind: str, fields: dict[str, Any]) -> bytes:
         value = {"type": kind, "sequence_number": self._sequence, **fields}
         self._sequence += 1
         return b"event: " + kind.encode() + b"\ndata: " + _encode(value) + b"\n\n"
