@@ -173,7 +173,7 @@ def rivals(places: Places, model: str, wanted: tuple[str, ...]) -> dict[str, Con
     if "transformers" in wanted:
         found.append(torch(places, model, "bf16", False))
     if "torch" in wanted:
-        found += [torch(places, model, weights, True) for weights in ("bf16", "int8", "int4")]
+        found += [torch(places, model, weights, True) for weights in ("int8", "int4")]
     return {contender.name: contender for contender in found}
 
 

@@ -91,14 +91,20 @@ class Torch:
             quantize_linears(self.model, KINDS[setup["weights"]])
         self.static, self.context = setup["compile"], setup["context"]
         self.step = torch.compile(self.model, dynamic=False) if self.static else self.model
+        self.caches: dict[int, StaticCache] = {}
 
     def describe(self) -> dict[str, Any]:
         return {"torch": torch.__version__, "transformers": version("transformers")}
 
     def _cache(self, context: int) -> Any:
-        if self.static:
-            return StaticCache(config=self.model.config, max_cache_len=context)
-        return DynamicCache(config=self.model.config)
+        """An empty one. The static one is the same object every time, or the step is compiled
+        again."""
+        if not self.static:
+            return DynamicCache(config=self.model.config)
+        if context not in self.caches:
+            self.caches[context] = StaticCache(config=self.model.config, max_cache_len=context)
+        self.caches[context].reset()
+        return self.caches[context]
 
     def _run(self, model: Any, rows: Tensor, position: int, cache: Any) -> Tensor:
         """Greedy next token of each sequence: [batch, 1]."""
@@ -111,7 +117,7 @@ class Torch:
         return chosen
 
     def prefill(self, tokens: int) -> float:
-        cache = self._cache(tokens)
+        cache = DynamicCache(config=self.model.config)
         prompt = torch.arange(PROMPT, PROMPT + tokens)[None]
         begin = time.perf_counter()
         self._run(self.model, prompt, 0, cache)
@@ -123,6 +129,8 @@ class Torch:
         return self._decode(tokens, prompt, context)
 
     def decode_together(self, tokens: int, batch: int) -> float:
+        if self.static:
+            raise NotImplementedError("the recipe compiles a step of one sequence")
         starts: Sequence[int] = [PROMPT + i * TOGETHER_PROMPT for i in range(batch)]
         prompts = torch.tensor([list(range(s, s + TOGETHER_PROMPT)) for s in starts])
         return self._decode(tokens, prompts, 256)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -33,22 +33,23 @@ class Plan:
     seconds: float
     decode: int
     together: int
-    tuning: int  # tokens of a prefill
+    tuning: int  # tokens of a prefill; 0: no tuning, the first of each rival's settings
     scored: int
     rivals: tuple[str, ...]
     depths: tuple[int, ...] = (2048, 4096)
     batches: tuple[int, ...] = (4, 8, 16)
 
 
-MOST = ("llama.cpp", "ik_llama.cpp", "openvino", "transformers", "torch")
+MOST = ("llama.cpp", "ik_llama.cpp", "openvino", "transformers")
 PLANS: Mapping[str, Plan] = MappingProxyType(
     {
-        MODELS[0]: Plan(9, 40, 128, 64, 512, 8192, MOST),
-        MODELS[1]: Plan(7, 60, 128, 32, 256, 4096, MOST[:4]),
-        MODELS[2]: Plan(5, 60, 64, 16, 128, 2048, MOST[:3]),
+        MODELS[0]: Plan(9, 45, 128, 32, 512, 4096, MOST),
+        MODELS[1]: Plan(7, 40, 128, 32, 256, 2048, MOST[:3]),
+        MODELS[2]: Plan(5, 35, 64, 16, 128, 1024, MOST[:3], (4096,), (4, 16)),
     }
 )
-QUICK = Plan(3, 8, 32, 16, 128, 1024, MOST[:1], (2048,), (16,))
+QUICK = Plan(3, 8, 32, 16, 0, 1024, MOST[:1], (2048,), (16,))
+SLOW = ("transformers bf16", "torch int8", "torch int4")  # run a quarter of the tokens
 
 
 def plan_of(model: str, quick: bool) -> Plan:
@@ -101,6 +102,8 @@ class Rounds:
         if name in self.unable:
             return
         key, what = task
+        if name in SLOW and what.kind == "decode":
+            what = replace(what, tokens=max(4, what.tokens // 4))
         try:
             runner = session.runner(name, use)
             rate = what.work / runner.measure(what)
@@ -165,19 +168,19 @@ def _record(rounds: Rounds) -> Record:
 
 
 def _names(session: Session, *wanted: str) -> list[str]:
-    """Those of `wanted` that take part; a trailing * stands for both pairs."""
-    both = [f"{w[:-1]}{pair}" for w in wanted if w.endswith("*") for pair in FILES]
-    everyone = [w for w in wanted if not w.endswith("*")] + both
-    return [name for name in session.lines if name in everyone]
+    """Those of `wanted` that take part."""
+    return [name for name in session.lines if name in wanted]
 
 
-WHOLE = ("openvino", "transformers bf16", "torch bf16", "torch int8", "torch int4")
+WHOLE = ("openvino", *SLOW)
 
 
 def settings(session: Session) -> Record:
     """Each rival with each of its settings, briefly; the best by use is kept for what follows."""
     chosen: dict[str, dict[str, Any]] = {}
     tried: list[Record] = []
+    if not session.plan.tuning:
+        return {"chosen": chosen, "tried": tried}
     for name, contender in session.lines.items():
         if len(contender.settings) == 1 or name.endswith(" b"):
             continue
@@ -201,7 +204,7 @@ def _uses(contender: Contender, plan: Plan) -> dict[Use, Task]:
         "decode": Task("decode", 32),
         "together": Task("decode", 8, batch=contenders.SEQUENCES),
     }
-    return tuned if contender.name == "openvino" else {**tuned, "depth": depth}
+    return {**tuned, "depth": depth} if contender.name.startswith("llama.cpp") else tuned
 
 
 def tune(session: Session, contender: Contender, tried: list[Record]) -> dict[Use, Any]:
@@ -223,10 +226,11 @@ def tune(session: Session, contender: Contender, tried: list[Record]) -> dict[Us
 
 
 def _brief(session: Session, name: str, setup: contenders.Setup, task: Task) -> float | str:
-    """The better of two, or why it failed."""
+    """The better of two (a program's own warm-up is enough for it), or why it failed."""
     try:
         runner = session.runners.get(name, setup)
-        return max(task.work / runner.measure(task) for _ in range(2))
+        times = 1 if "programs" in setup else 2
+        return max(task.work / runner.measure(task) for _ in range(times))
     except (NotImplementedError, RuntimeError, subprocess.TimeoutExpired) as error:
         return str(error)
 
@@ -236,7 +240,7 @@ def decode(session: Session) -> Record:
 
     Once again when the probes spread over STEADY; the steadier of the two runs counts.
     """
-    names = _names(session, "octavo*", "octavo a", "octavo b", "llama.cpp a", "llama.cpp b",
+    names = _names(session, "octavo a", "octavo b", "llama.cpp a", "llama.cpp b",
                    "ik_llama.cpp a", "ik_llama.cpp b", *WHOLE)  # fmt: skip
     task = ("decode", Task("decode", session.plan.decode))
     runs = [run_rounds(session, names, "decode", [task], "probe")]
@@ -292,7 +296,7 @@ def depth(session: Session) -> Record:
 def memory(session: Session) -> Record:
     """Peak proportional memory of a fresh process from its start to 128 decoded tokens."""
     peaks = {}
-    for name in _names(session, "octavo a", "octavo b", "llama.cpp a", "llama.cpp b"):
+    for name in _names(session, "octavo a", "llama.cpp a"):
         setup = {**session.lines[name].setup("decode"), "context": 1024, "sequences": 1}
         if setup["engine"] == "octavo":
             setup["engine"] = "octavo-library"

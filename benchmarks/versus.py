@@ -31,6 +31,7 @@ from sections import SECTIONS, Session, plan_of
 from octavo.cli.output import emit_json
 from octavo.core.hardware import probe
 
+BRIEF = ["settings", "decode", "bytes", "prefill", "together"]  # of --quick
 WIDE = 200  # columns of a table in a file
 
 
@@ -58,7 +59,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--files", type=Path, required=True, help="of make_rivals.py")
     parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS)
     parser.add_argument("--rivals", nargs="+", default=[], choices=contenders.RIVALS)
-    parser.add_argument("--sections", nargs="+", default=list(SECTIONS), choices=list(SECTIONS))
+    parser.add_argument("--sections", nargs="+", choices=list(SECTIONS))
     parser.add_argument("--ik", type=Path, help="directory of ik_llama.cpp's programs")
     parser.add_argument("--openvino", type=Path, help="a Python with openvino-genai")
     parser.add_argument("--threads", type=int, default=probe().threads, help="of every engine")
@@ -108,7 +109,8 @@ def run_model(
     able = tuple(rival for rival in wanted if not contenders.absent(places, rival))
     plan = plan_of(model, arguments.quick)
     made_by = {"quick": arguments.quick, "rivals": list(able), "threads": places.threads}
-    todo = [name for name in arguments.sections if not log.find(model, name, made_by)]
+    wanted_sections = arguments.sections or (BRIEF if arguments.quick else list(SECTIONS))
+    todo = [name for name in wanted_sections if not log.find(model, name, made_by)]
     known = log.find(model, "settings", made_by)
     with contenders.pool() as runners, _progress(console) as bar:
         session = Session(model, plan, places, able, runners)
@@ -134,10 +136,11 @@ def _progress(console: Console) -> Progress:
 def summary(arguments: argparse.Namespace, places: Places, log: Log) -> dict[str, Any]:
     """Everything that was measured, the verdicts, and what it took."""
     models = {model: _latest(log, model) for model in arguments.models}
+    ran = {rival for line in log.lines for rival in line["made_by"]["rivals"]}
     missing = {
-        rival: contenders.absent(places, rival)
+        rival: contenders.absent(places, rival) or "not part of this run, name it with --rivals"
         for rival in contenders.RIVALS
-        if contenders.absent(places, rival)
+        if rival not in ran
     }
     judged = [
         dataclasses.asdict(verdict)
