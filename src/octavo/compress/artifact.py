@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from octavo._version import __version__
+from octavo.compress.card import CARD, model_card
 from octavo.compress.state import Arrays, Stage
 from octavo.core.errors import ResourceError
 from octavo.io.artifact import MANIFEST, MANIFEST_FORMAT, QUANT_METHOD, Entry, sha256_of
@@ -64,7 +65,10 @@ def write_artifact(
 
 
 def write_manifest(directory: Path, content: Mapping[str, object]) -> None:
-    """octavo.json, with size and checksum of every other file of the directory."""
+    """The model card, and octavo.json with size and checksum of every other file of the
+    directory."""
+    with replacing(directory / CARD) as file:
+        file.write(model_card(content).encode())
     names = sorted(path.name for path in directory.iterdir() if path.name != MANIFEST)
     files = {name: sha256_of(directory / name) for name in names}
     listed = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in files.items()}

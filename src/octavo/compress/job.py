@@ -18,7 +18,7 @@ from octavo.compress.driver import Driver, Plan, plan
 from octavo.compress.quality import HeldOut, Quality, context_of, measure, windows_of
 from octavo.compress.recipe import Recipe
 from octavo.compress.report import CompressionReport
-from octavo.compress.state import Stage, WorkDirectory
+from octavo.compress.state import Stage, WorkDirectory, locked
 from octavo.core.errors import NumericsError, ResourceError, UserError
 from octavo.io.checkpoint import OpenModel, open_model
 from octavo.io.tokenizer import Tokenizer, load_tokenizer
@@ -55,27 +55,37 @@ def compress(
     """Compress `model` into the new directory `out`, resuming an unfinished run of the same job.
 
     Work goes on in `.NAME.partial` beside it, which takes the name when all is done and measured.
-    Raises UserError when `out` exists, ConfigError and FormatError for a recipe that this model
-    can't take, NumericsError for weights that aren't finite.
+    Raises UserError when `out` exists, ConfigError while another process writes it, ConfigError and
+    FormatError for a recipe that this model can't take, NumericsError for weights that aren't
+    finite.
     """
     check_output(out)
     with open_model(model) as opened:
         resolved = plan(recipe, opened.spec)
         files = model_files(opened)
-        work = WorkDirectory(partial(out), _identity(recipe, material, files))
-        with _clearing(work):
-            Driver(opened.source, resolved, material.tokens, work).run(progress)
-        stages = [work.read(name) for name in resolved.stages()]
-        report = _report(opened, resolved, stages)
-        finished = work.path / "artifact"
-        write_artifact(finished, opened, stages, _content(recipe, material, files, opened, report))
-    quality = None
-    if material.held_out:
-        quality = measure(finished, model, material.held_out, _measuring(progress))
-        add_quality(finished, quality.to_dict())
-    publish(finished, out)
-    work.remove()
+        with locked(partial(out)):
+            work = WorkDirectory(partial(out), _identity(recipe, material, files))
+            with _clearing(work):
+                Driver(opened.source, resolved, material.tokens, work).run(progress)
+            stages = [work.read(name) for name in resolved.stages()]
+            report = _report(opened, resolved, stages)
+            content = _content(recipe, material, files, opened, report)
+            finished = work.path / "artifact"
+            write_artifact(finished, opened, stages, content)
+            quality = _measured(finished, model, material, progress)
+            publish(finished, out)
+            work.remove()
     return Result(out, report, quality)
+
+
+def _measured(
+    finished: Path, model: Path, material: Material, progress: Progress | None
+) -> Quality | None:
+    if not material.held_out:
+        return None
+    quality = measure(finished, model, material.held_out, _measuring(progress))
+    add_quality(finished, quality.to_dict())
+    return quality
 
 
 def read_material(

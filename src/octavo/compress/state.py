@@ -6,9 +6,11 @@ so that a killed run resumes at the first stage without a file, on the very byte
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,3 +154,25 @@ def _unwritable(path: Path, error: OSError) -> ResourceError:
 
 def _array(type_name: str, rows: npt.NDArray[np.uint8], shape: tuple[int, ...]) -> Any:
     return rows.reshape(-1).view(array_dtype(type_name)).reshape(shape)
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Make the directory, and keep other processes out of it until the block ends.
+
+    Raises ConfigError while another one works there, ResourceError when it can't be written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = (directory / "lock").open("wb")
+    except OSError as error:
+        raise _unwritable(directory, error) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"{directory}: another process is writing there: wait for it, or choose another "
+                "output"
+            ) from None
+        yield
