@@ -12,8 +12,8 @@
 #include <tuple>
 #include <utility>
 
-#include "core/bandwidth.h"
 #include "exec/executor.h"
+#include "exec/probe.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -24,6 +24,7 @@ using In = nb::ndarray<const T, nb::ndim<kDims>, nb::c_contig, nb::device::cpu>;
 using Floats = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 void bind_model(nb::module_& m);         // bind/model.cc
+void bind_probe(nb::module_& m);         // bind/probe.cc
 void bind_testing(nb::module_& m);       // bind/testing.cc
 void bind_exec_testing(nb::module_& m);  // bind/exec_testing.cc
 
@@ -130,6 +131,10 @@ void bind_executor(nb::module_& m) {
                seen.push_back(e.state().rows_seen(l.input));
              return seen;
            })
+      .def(
+          "read_weights",
+          [](Executor& e, int passes) { return read_weights(e.plan(), e.pool(), passes); },
+          "passes"_a, nb::call_guard<nb::gil_scoped_release>())
       .def_prop_ro("isa", [](const Executor& e) { return e.plan().table->isa; });
 }
 
@@ -148,8 +153,7 @@ NB_MODULE(_native, m) {
       },
       "isa"_a);
   m.attr("STAGES") = nb::cast(std::vector<std::string>(kStageNames.begin(), kStageNames.end()));
-  m.def("read_bandwidth", &read_bandwidth, "bytes"_a, "threads"_a, "seconds"_a,
-        nb::call_guard<nb::gil_scoped_release>());
+  bind_probe(m);
   nb::module_ testing = m.def_submodule("testing", "Single kernels and parts, for tests.");
   bind_testing(testing);
   bind_exec_testing(testing);

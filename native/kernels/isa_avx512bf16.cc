@@ -13,6 +13,7 @@ namespace octavo {
 namespace {
 
 #include "kernels/linear_bf16.inl"
+#include "kernels/peaks.inl"
 
 constexpr int kMaxRows = 64;
 
@@ -25,6 +26,7 @@ Extended extend(const KernelTable& base) {
   Extended e = {};
   e.table = base;
   e.table.isa = "avx512bf16";
+  e.table.peaks = kPeakLoops;
   e.rows[0] = {"linear_abf16_bf16_avx512bf16",
                Act::kBf16,
                Code::kBf16,

@@ -25,6 +25,7 @@ namespace {
 #include "kernels/linear_a16.inl"
 #include "kernels/linear_a16_tiled.inl"
 #include "kernels/attention.inl"
+#include "kernels/peaks.inl"
 #include "kernels/rows.inl"
 
 const LinearKernel kRows[] = {OCTAVO_TILED_A8_ROWS, OCTAVO_TILED_A16_ROWS, OCTAVO_FLOAT_ROWS(true)};

@@ -16,6 +16,7 @@ namespace {
 #include "kernels/linear_a8.inl"
 #include "kernels/linear_a16.inl"
 #include "kernels/attention.inl"
+#include "kernels/peaks.inl"
 #include "kernels/rows.inl"
 
 const LinearKernel kRows[] = {OCTAVO_PLAIN_A8_ROWS, OCTAVO_PLAIN_A16_ROWS,

@@ -78,4 +78,4 @@
    act_mul,         add,         scale,                          \
    softcap,         kv_write,    attention,                      \
    attention_merge, argmax,      sum_exp,                        \
-   unpack_row}
+   unpack_row,      kPeakLoops}

@@ -60,6 +60,19 @@ struct AttentionArgs {
   float* scratch;  // at least n_q * (key1 - key0 rounded up to 16) floats
 };
 
+// Bare loops at the rate that the arithmetic units allow, and a plain read: what exec/probe.h
+// measures the machine's limits with.
+struct Peak {
+  const char* instruction;
+  double ops;  // multiplications and additions of a round
+  void (*run)(int64_t rounds);
+};
+
+struct PeakLoops {
+  Peak int8, bf16, f32;
+  uint64_t (*read)(const uint8_t* data, size_t bytes);  // 64-byte aligned, whole KB
+};
+
 struct KernelTable {
   const char* isa;
   const LinearKernel* linear;
@@ -98,6 +111,7 @@ struct KernelTable {
   double (*sum_exp)(const float* x, int n, float max, float inv_temperature);
   // Rows of a packed weight back to fp32 (the tied embedding's row accessor; also the test oracle).
   void (*unpack_row)(const PackedWeight& w, int row, float* out);
+  PeakLoops peaks;
 };
 
 // Tables, each null when this build lacks it.

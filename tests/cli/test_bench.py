@@ -8,10 +8,11 @@ import re
 import pytest
 
 import octavo.api
-from octavo.cli.bench import decode_share, parameters
+from octavo.cli.bench import parameters
 from octavo.cli.main import main
+from octavo.evals import throughput
 from octavo.evals.bandwidth import Bandwidth
-from octavo.evals.throughput import BenchResult, Speed
+from octavo.evals.throughput import Instruments
 from support.cli_models import FakeLLM
 from support.fakes import tiny_spec
 
@@ -22,7 +23,19 @@ WORDS = ["bench", "tiny", "-p", "8", "-n", "3", "-r", "2"]
 def llm(monkeypatch: pytest.MonkeyPatch) -> FakeLLM:
     fake = FakeLLM()
     monkeypatch.setattr(octavo.api, "LLM", fake)
+    made_up = Instruments(Probes([3e9] * 9), lambda _: {"int8": 1e12})
+    monkeypatch.setattr(throughput, "Instruments", lambda: made_up)
     return fake
+
+
+class Probes:
+    """Bandwidth probes that give these rates, one a call."""
+
+    def __init__(self, rates: list[float]) -> None:
+        self.rates = rates
+
+    def __call__(self, size: int, threads: int) -> Bandwidth:
+        return Bandwidth(self.rates.pop(0), size, threads, "made up")
 
 
 def test_table_has_llama_benchs_shape(llm: FakeLLM, capsys: pytest.CaptureFixture[str]) -> None:
@@ -35,7 +48,12 @@ def test_table_has_llama_benchs_shape(llm: FakeLLM, capsys: pytest.CaptureFixtur
     assert [row[5] for row in cells] == ["pp8", "tg3"]
     assert all(re.fullmatch(r"\d+\.\d\d ± \d+\.\d\d", row[6]) for row in cells)
     assert cells[0][:2] == ["tiny int4_g32", "4.88 KiB"]
-    assert "in the same run" in lines[-1]
+    assert re.fullmatch(r"pp8: (memory|compute)-bound, \d+% of .*", lines[5])
+    assert lines[6].startswith("tg3: memory-bound, ")
+    assert lines[7].startswith("limits in the same run, 2 threads: 3.0 GB/s")
+    assert lines[8] == "layers: linear_a8_w4_fake, int4_g32, activations a8_g32"
+    assert lines[9].endswith("(FALLBACK: no fast kernel here)")
+    assert "NOT STEADY" not in "".join(lines)
     assert (llm.config.threads, llm.config.context) == (2, 8)
 
 
@@ -45,15 +63,21 @@ def test_json_has_every_sample(llm: FakeLLM, capsys: pytest.CaptureFixture[str])
     assert [test["test"] for test in result["tests"]] == ["pp8 @ d5", "tg3 @ d5"]
     assert all(len(test["samples"]) == 2 for test in result["tests"])
     assert len(result["bandwidth"]) == 2
-    assert result["bandwidth_share"] > 0
+    assert all(test["share"] > 0 for test in result["tests"])
+    assert result["tests"][1]["bound"] == "memory"
+    assert (result["steady"], result["attempts"]) == (True, 1)
     assert result["receipt"]["bytes_per_token"] == 1000
     assert llm.config.context == 13
 
 
-@pytest.mark.usefixtures("llm")
-def test_without_decoding_there_is_no_share(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "tiny", "-p", "8", "-n", "0", "-r", "1", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["bandwidth_share"] is None
+def test_an_unsteady_machine_is_named(
+    llm: FakeLLM, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del llm
+    made_up = Instruments(Probes([3e9, 1e9] * 3), lambda _: {"int8": 1e12})
+    monkeypatch.setattr(throughput, "Instruments", lambda: made_up)
+    assert main(WORDS) == 0
+    assert "NOT STEADY: the memory probes of the steadiest of 3 runs" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("llm")
@@ -76,13 +100,6 @@ def test_stages_of_a_backend_without_them_is_a_clear_error(
 def test_nothing_to_measure_is_a_clear_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "tiny", "-p", "0", "-n", "0"]) == 2
     assert "-p or -n" in capsys.readouterr().err
-
-
-def test_share_is_bytes_times_rate_over_the_probes_median() -> None:
-    receipt = FakeLLM()("m", format="source", config=FakeLLM().config).receipt()
-    speeds = (Speed("pp8", (9.0,)), Speed("tg3", (100.0, 300.0, 200.0)))
-    probes = tuple(Bandwidth(rate, 1000, 2, "made up") for rate in (1e6, 4e5, 9e9))
-    assert decode_share(receipt, BenchResult(speeds, probes)) == (2e5, 1e6, 0.2)
 
 
 def test_model_column_is_short(llm: FakeLLM, capsys: pytest.CaptureFixture[str]) -> None:

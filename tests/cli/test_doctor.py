@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +11,7 @@ from octavo.cli.doctor import _ranges, available_isas
 from octavo.cli.main import main
 from octavo.core.errors import UnsupportedError
 from octavo.core.hardware import probe
-from octavo.evals import kernel_check
+from octavo.evals import kernel_check, limits
 from octavo.evals.kernel_check import KernelCheck
 from octavo.io.cache import cache_root
 
@@ -77,6 +78,21 @@ def test_an_instruction_set_that_does_not_run_is_a_problem(
     monkeypatch.setenv("OCTAVO_ISA", "foo")
     assert main(["doctor"]) == 2
     assert "PROBLEM: OCTAVO_ISA=foo does not run here: unset it" in capsys.readouterr().out
+
+
+def test_limits_are_measured_printed_and_saved_where_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(limits, "PROBES", 1)
+    monkeypatch.setattr(limits, "READ_SECONDS", 0.0)
+    assert main(["doctor", "--limits", "--save", str(tmp_path / "l.json")]) == 0
+    text = capsys.readouterr().out
+    assert "read memory" in text
+    assert "clock" in text
+    saved = json.loads((tmp_path / "l.json").read_text())
+    assert saved["threads"] == probe().threads
+    assert main(["doctor", "--save", str(tmp_path / "m.json")]) == 2
+    assert "--limits" in capsys.readouterr().err
 
 
 def test_processor_list_is_written_in_ranges() -> None:

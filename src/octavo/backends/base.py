@@ -97,6 +97,7 @@ class KernelUse:
     activations: str  # "a8_g32"
     bytes_per_token: int
     fallback: str = ""  # why not a faster kernel; "" when none is missing
+    products: int = 0  # multiplications per token and pass
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import statistics
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ from octavo.core.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from octavo.backends.base import Receipt, RuntimeConfig
+    from octavo.evals.roofline import Share
     from octavo.evals.throughput import BenchResult, SpeedTest
     from octavo.spec.decoder import DecoderSpec
 
@@ -53,7 +54,8 @@ def command(
 
     Prints llama-bench's table (mean ± standard deviation). pp N: a prompt of N random tokens.
     tg N: N greedy single-token steps. Between the repetitions a buffer as large as what a token
-    reads is read by as many threads: that speed is the roof over decoding.
+    reads is read by as many threads, and bare arithmetic loops run: every speed is also printed as
+    a share of the limit that binds it. A run on an unsteady machine is repeated.
     """
     from octavo.api import LLM
     from octavo.evals.throughput import measure, speed_tests
@@ -64,16 +66,15 @@ def command(
         result = measure(llm.executor, wanted, repetitions)
         receipt = llm.receipt()  # now that it knows what the steps saw
         if as_json:
-            emit_json(_as_json(model, llm.spec, receipt, result))
+            shares = _shares(receipt, result, wanted, llm.executor.config)
+            emit_json(_as_json(model, llm.spec, receipt, result, shares))
         else:
             if receipt.requantized:
                 click.echo(requantized_line(use.format for use in receipt.kernels) + "\n")
             click.echo(_table(model, llm.spec, receipt, result))
             if stages:
                 click.echo("\n" + _stage_table(result))
-            click.echo("\n" + _roof_line(receipt, result))
-            for note in receipt.notes:
-                click.echo(note)
+            click.echo("\n" + "\n".join(_lines(receipt, result, wanted, llm.executor.config)))
 
 
 def _config(config: RuntimeConfig, threads: int, wanted: tuple[SpeedTest, ...]) -> RuntimeConfig:
@@ -140,35 +141,47 @@ def parameters(spec: DecoderSpec) -> int:
     return sum(prod(role_shape(spec, role)) for role in roles(spec))
 
 
-def decode_share(receipt: Receipt, result: BenchResult) -> tuple[float, float, float] | None:
-    """(bytes per second of decoding, of the probe, their ratio), medians; None without tg."""
-    found = [speed for speed in result.speeds if speed.test.startswith("tg")]
-    if not found:
-        return None
-    reached = statistics.median(found[0].samples) * receipt.bytes_per_token
-    roof = statistics.median(probe.bytes_per_second for probe in result.bandwidth)
-    return reached, roof, reached / roof
+def _shares(
+    receipt: Receipt, result: BenchResult, wanted: Sequence[SpeedTest], config: RuntimeConfig
+) -> list[Share]:
+    from octavo.evals.throughput import speed_share
+
+    return [speed_share(result, test, receipt, config.max_tokens) for test in wanted]
 
 
-def _roof_line(receipt: Receipt, result: BenchResult) -> str:
-    share = decode_share(receipt, result)
+def _lines(
+    receipt: Receipt, result: BenchResult, wanted: Sequence[SpeedTest], config: RuntimeConfig
+) -> Iterator[str]:
+    """What the speeds are shares of, and which kernels ran."""
+    for test, share in zip(wanted, _shares(receipt, result, wanted, config), strict=True):
+        yield f"{test.name}: {share.bound}-bound, {share}"
+    yield _limits_line(receipt, result)
+    if not result.steady:
+        yield (
+            f"NOT STEADY: the memory probes of the steadiest of {result.attempts} runs differ by "
+            f"{result.spread:.0%}: something else uses this machine; take no figure from it"
+        )
+    for use in receipt.kernels:
+        slow = f" (FALLBACK: {use.fallback})" if use.fallback else ""
+        yield f"{use.role}: {use.kernel}, {use.format}, activations {use.activations}{slow}"
+    yield from receipt.notes
+
+
+def _limits_line(receipt: Receipt, result: BenchResult) -> str:
+    roofs, probe = result.roofs(), result.bandwidth[0]
     size = human_decimal(receipt.bytes_per_token)
-    probe = result.bandwidth[0]
-    if share is None:
-        roof = statistics.median(b.bytes_per_second for b in result.bandwidth)
-        return f"memory read: {roof / 1e9:.1f} GB/s ({probe.probe} probe, buffer of {size})"
-    reached, roof, ratio = share
+    peaks = ", ".join(f"{kind} {rate / 1e9:.0f} Gop/s" for kind, rate in roofs.peaks)
     return (
-        f"decode reads {size}/token: {reached / 1e9:.1f} GB/s, {ratio:.0%} of the "
-        f"{roof / 1e9:.1f} GB/s that as many threads ({probe.threads}) read in the same run "
-        f"({probe.probe} probe, cyclic buffer of {size})"
+        f"limits in the same run, {probe.threads} threads: {roofs.memory / 1e9:.1f} GB/s "
+        f"({probe.probe} probe, cyclic buffer of {size}, spread {result.spread:.0%}); {peaks}"
     )
 
 
-def _as_json(model: str, spec: DecoderSpec, receipt: Receipt, result: BenchResult) -> object:
+def _as_json(
+    model: str, spec: DecoderSpec, receipt: Receipt, result: BenchResult, shares: Sequence[Share]
+) -> object:
     from octavo.evals.throughput import stage_milliseconds
 
-    share = decode_share(receipt, result)
     return {
         "model": model,
         "parameters": parameters(spec),
@@ -180,10 +193,16 @@ def _as_json(model: str, spec: DecoderSpec, receipt: Receipt, result: BenchResul
                 "deviation": speed.deviation,
                 "samples": list(speed.samples),
                 "stages": stage_milliseconds(speed),
+                "bound": share.bound,
+                "share": share.value,
+                "memory_share": share.memory,
+                "compute_share": share.compute,
             }
-            for speed in result.speeds
+            for speed, share in zip(result.speeds, shares, strict=True)
         ],
         "bandwidth": list(result.bandwidth),
-        "decode_bytes_per_second": share and share[0],
-        "bandwidth_share": share and share[2],
+        "peaks": list(result.peaks),
+        "spread": result.spread,
+        "steady": result.steady,
+        "attempts": result.attempts,
     }

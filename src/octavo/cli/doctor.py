@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -34,14 +35,26 @@ PACKAGES = ("numpy", "tokenizers", "click", "rich", "torch", "transformers", "ll
 
 
 @click.command()
+@click.option("--limits", is_flag=True, help="Measure reading, arithmetic, barriers and clock.")
+@click.option("--save", type=Path, metavar="FILE", help="Write the limits there too, as JSON.")
 @json_option
-def command(as_json: bool) -> int:
+def command(limits: bool, save: Path | None, as_json: bool) -> int:
     """Check processor, limits, memory and kernels.
+
+    With --limits, measure what bounds every speed instead: reads from L2, L3 and memory, int8, bf16
+    and fp32 arithmetic, barriers, the clock; several short probes each, with their spread.
 
     Exit status 1 when a kernel is wrong, 2 when none can be run as asked (OCTAVO_ISA).
     """
     check_platform()
+    if save and not limits:
+        raise UserError("--save writes the limits: give --limits too")
     machine = probe()
+    if limits:
+        from octavo.cli.limits import show_limits
+
+        show_limits(machine, as_json, save)
+        return 0
     isas, checks, problem = _native()
     bandwidth = memory_speed(machine)
     wrong = [check for check in checks if not check.ok]

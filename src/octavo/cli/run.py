@@ -47,13 +47,15 @@ def command(model: str, prompt: str, raw: bool, as_json: bool) -> None:
         receipt = llm.receipt()
         if receipt.requantized and not as_json:
             click.echo(requantized_line(use.format for use in receipt.kernels))
+        before = _roof(llm)
         completion = _answer(llm, text, params, raw, show=not as_json)
+        roof = _mean(before, _roof(llm))
         if as_json:
             fields = _as_json(model, config.format, completion, receipt)
             more = {"step_rows": llm.step_rows, "unread_keys": llm.unread_keys}
-            emit_json({**fields, **more})
+            emit_json({**fields, **more, **_shares(completion, receipt, roof, llm.step_rows)})
         else:
-            click.echo("\n\n" + _last_line(completion, receipt))
+            click.echo("\n\n" + _last_line(completion, receipt, roof))
             if llm.unread_keys:
                 click.echo(unread_line(llm.unread_keys), err=True)
 
@@ -90,9 +92,48 @@ def kernel_names(receipt: Receipt) -> list[str]:
     return sorted(read, key=lambda name: (-read[name], name))
 
 
-def _last_line(completion: Completion, receipt: Receipt) -> str:
-    rate = completion.decode_tokens_per_second
-    return summary_line(rate, receipt.bytes_per_token, kernel_names(receipt), receipt.threads)
+def _roof(llm: LLM) -> float | None:
+    """Bytes per second of reading the model's own weights now, where the executor can."""
+    from octavo.evals.roofline import ReadsWeights, weights_speed
+
+    executor = llm.executor
+    return weights_speed(executor, llm.receipt()) if isinstance(executor, ReadsWeights) else None
+
+
+def _mean(before: float | None, after: float | None) -> float | None:
+    """Of the speeds on both sides of an answer: the harmonic one, since times add up."""
+    return 2 / (1 / before + 1 / after) if before and after else None
+
+
+def _shares(
+    completion: Completion, receipt: Receipt, roof: float | None, rows: int
+) -> dict[str, object]:
+    """Both speeds as shares of the limit that binds each; nothing without a roof."""
+    from octavo.evals.roofline import Roofs, arithmetic_peaks, share, work
+
+    if roof is None:
+        return {}
+    limits = Roofs(roof, tuple(arithmetic_peaks(receipt).items()))
+    rows = min(rows, completion.prompt_tokens)
+    prefill = share(completion.prefill_tokens_per_second, work(receipt, rows), limits)
+    decode = share(completion.decode_tokens_per_second, work(receipt), limits)
+    return {
+        "read_bytes_per_second": roof,
+        "prefill_share": {"bound": prefill.bound, "share": prefill.value},
+        "decode_share": {"bound": decode.bound, "share": decode.value},
+    }
+
+
+def _last_line(completion: Completion, receipt: Receipt, roof: float | None) -> str:
+    from octavo.evals.roofline import Roofs, arithmetic_peaks, share, work
+
+    rate, of_limit = completion.decode_tokens_per_second, ""
+    if roof is not None and rate:
+        limits = Roofs(roof, tuple(arithmetic_peaks(receipt).items()))
+        of_limit = str(share(rate, work(receipt), limits))
+    return summary_line(
+        rate, receipt.bytes_per_token, kernel_names(receipt), receipt.threads, of_limit
+    )
 
 
 def _as_json(

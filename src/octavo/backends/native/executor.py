@@ -113,6 +113,11 @@ class NativeExecutor:
         rows = self._open().stage_seconds()
         return StageTimes(tuple(_native.STAGES), tuple(tuple(row) for row in rows))
 
+    def read_weights(self, passes: int) -> float:
+        """Seconds that the threads need to read what a token reads, `passes` times, and do nothing
+        with it. Not while a step runs."""
+        return self._open().read_weights(passes)
+
     def close(self) -> None:
         """Frees weights, cache and threads. Idempotent."""
         self._native = None

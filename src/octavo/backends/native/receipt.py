@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import prod
 
 from octavo import _native
 from octavo.backends.base import KernelUse, Receipt, RuntimeConfig
@@ -73,6 +74,8 @@ def _uses(
 ) -> tuple[KernelUse, ...]:
     """One entry for all parts that run alike in all their layers."""
     by_name = {(role.layer, str(role.part)): item for role, item in items.items()}
+    products = {(role.layer, str(role.part)): _size(spec, role) for role in items}
+    products[-1, "head"] = _size(spec, head_role(spec))
     members: dict[KernelUse, list[Line]] = {}
     for line in lines:
         layer, part, kernel, fast, _ = line
@@ -82,9 +85,18 @@ def _uses(
         use = KernelUse(where, kernel, str(item.format), item.activations, 0, fallback)
         members.setdefault(use, []).append(line)
     return tuple(
-        replace(use, role=_name(same), bytes_per_token=sum(size for *_, size in same))
+        replace(
+            use,
+            role=_name(same),
+            bytes_per_token=sum(size for *_, size in same),
+            products=sum(products[line[0], line[1]] for line in same),
+        )
         for use, same in members.items()
     )
+
+
+def _size(spec: DecoderSpec, role: Role) -> int:
+    return prod(role_shape(spec, role))
 
 
 def _name(lines: Sequence[Line]) -> str:
