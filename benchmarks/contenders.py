@@ -9,7 +9,7 @@ import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -189,6 +189,12 @@ class Pool:
         if key not in self._running:
             self._running[key] = start(name, setup)
         return self._running[key]
+
+    def keep(self, setups: Iterable[Setup]) -> None:
+        """End all others: a dozen engines together would not fit into memory."""
+        kept = {json.dumps(setup, sort_keys=True) for setup in setups}
+        for key in [key for key in self._running if key not in kept]:
+            self._running.pop(key).close()
 
     def drop(self, setup: Setup) -> None:
         runner = self._running.pop(json.dumps(setup, sort_keys=True), None)

@@ -7,7 +7,17 @@ from collections.abc import Mapping
 from html import escape
 
 WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 760, 460, 70, 40, 170, 50
-COLOURS = ("#1b6ca8", "#c8553d", "#2e8b57", "#8a5fa8", "#b8860b", "#444444", "#d06fa0", "#20a0a0")
+COLOURS = (
+    "#1b6ca8",
+    "#c8553d",
+    "#2e8b57",
+    "#8a5fa8",
+    "#b8860b",
+    "#444444",
+    "#d06fa0",
+    "#20a0a0",
+    "#7a5230",
+)
 
 
 def svg(curves: Mapping[str, Mapping[int, float]], title: str) -> str:

@@ -131,8 +131,8 @@ def run_rounds(
     probe: str = "",
 ) -> Rounds:  # fmt: skip
     """A warm-up, then rounds over everyone; each begins one engine further on."""
-    rounds = Rounds()
-    warm = Rounds()
+    rounds, warm = Rounds(), Rounds()
+    session.runners.keep(for_use(session.lines[name].setup(use), use) for name in names)
     for name in names:
         session.tell(f"warming up {name}")
         for key, task in tasks:
