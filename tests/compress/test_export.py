@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from octavo.compress.export import export_compressed_tensors, export_hf
 from octavo.compress.job import compress
 from octavo.compress.recipe import from_flags
-from octavo.core.errors import FormatError, UnsupportedError, UserError
+from octavo.core.errors import FormatError, ResourceError, UnsupportedError, UserError
 from octavo.io.checkpoint import open_model
 from octavo.io.safetensors_file import open_safetensors
 from octavo.spec.decoder import Role
@@ -159,3 +160,14 @@ def test_values_beyond_fp16_name_the_tensor(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=r"lm_head\.weight.*bf16"):
         export_hf(path, tmp_path / "out", "fp16")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(directory: Path, *rest: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = small_model("llama", tmp_path / "m")
+    monkeypatch.setattr("octavo.compress.export.write_tokenizer", full)
+    with pytest.raises(ResourceError, match="No space left"):
+        export_hf(path, tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
