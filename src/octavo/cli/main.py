@@ -27,6 +27,7 @@ COMMANDS = MappingProxyType(
         "chat": ("octavo.cli.chat", "Talk with a model."),
         "serve": ("octavo.cli.serve", "Serve a model to OpenAI's clients."),
         "run-batch": ("octavo.cli.run_batch", "Answer a file of requests, line by line."),
+        "bench-serve": ("octavo.cli.bench_serve", "Load a server, and say what it felt like."),
         "inspect": ("octavo.cli.inspect", "Show a model's spec, tensors, formats and bytes."),
         "fit": ("octavo.cli.fit", "Say what fits into memory, and how fast it can be at most."),
         "formats": ("octavo.cli.formats", "Draw number formats: bits, range, digits, size."),
