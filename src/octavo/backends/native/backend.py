@@ -10,7 +10,7 @@ from typing import get_args
 
 from octavo import _native
 from octavo.backends.base import ActivationFormat, KvFormat, RuntimeConfig, Support
-from octavo.backends.native import memory, receipt
+from octavo.backends.native import memory, receipt, threads
 from octavo.backends.native.describe import describe_model, describe_runtime
 from octavo.backends.native.executor import NativeExecutor
 from octavo.backends.native.packing import pack_all
@@ -52,15 +52,20 @@ def load(spec: DecoderSpec, source: WeightSource, config: RuntimeConfig) -> Nati
         raise UnsupportedError("the native backend can't run this: " + "; ".join(support.reasons))
     _check_keep(spec, config)
     machine = probe()
-    config = replace(config, isa=resolve_isa(config.isa), threads=config.threads or machine.threads)
+    config = replace(config, isa=resolve_isa(config.isa))
     items = {
         role: storage(role, source.tensor(role), config, spec.tied_head)
         for role in roles(spec)
         if len(role_shape(spec, role)) == 2
     }
     config, notes = _fit(spec, config, items, machine)
-    weights = _pack_all(source, items, min(config.threads, machine.threads))
+    weights = _pack_all(source, items, min(config.threads or machine.threads, machine.threads))
     return _start(spec, source, config, items, weights, (*notes, *_thread_note(config, machine)))
+
+
+def usable_now() -> int:
+    """Threads that this process may run at once, by affinity and control groups."""
+    return probe().threads
 
 
 def resolve_isa(asked: str) -> str:
@@ -109,17 +114,24 @@ def _start(
     blocks = memory.kv_blocks(layout, config)
     packed = {role: (weight, items[role].act) for role, weight in weights.items()}
     model = describe_model(spec, source, packed, layout, config.context)
+    usable = usable_now()
+
+    def build(count: int) -> _native.Executor:
+        counted = replace(config, threads=count)
+        return _native.Executor(model, describe_runtime(counted, blocks, usable))
+
     try:
-        native = _native.Executor(model, describe_runtime(config, blocks, probe().threads))
+        choice = threads.choose(build, layout, config, usable)
     except ValueError as error:
         raise UnsupportedError(f"the native plan refuses this model: {error}") from error
     except MemoryError as error:
         raise ResourceError(
             "no address space for the cache and the step's buffers; use a shorter context"
         ) from error
+    native, notes = choice.native, (*notes, *choice.notes())
     if config.strict:
         receipt.check_strict(native.kernels(), native.isa)
-    config = replace(config, activations=_main_activations(items))
+    config = replace(config, activations=_main_activations(items), threads=choice.threads)
     proof = receipt.build(spec, config, items, weights, native, notes)
     return NativeExecutor(native, spec, layout, config, blocks, proof)
 

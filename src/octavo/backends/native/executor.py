@@ -24,7 +24,7 @@ from octavo.spec.decoder import DecoderSpec
 _DONE, _CANCELLED, _FORKED = 0, 1, 2
 
 
-class _Results:
+class Results:
     """Where native writes; StepResult shows the first n entries of each."""
 
     def __init__(self, rows: int) -> None:
@@ -60,7 +60,7 @@ class NativeExecutor:
         self.spec, self.layout, self.config, self.kv_blocks = spec, layout, config, kv_blocks
         self._native: _native.Executor | None = native
         self._receipt = receipt
-        self._results = _Results(config.max_tokens)
+        self._results = Results(config.max_tokens)
         self._bound: StepBatch | None = None
 
     def step(self, batch: StepBatch) -> StepResult:
