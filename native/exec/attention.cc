@@ -14,7 +14,11 @@ int first_key(const Layer& layer, int position) {
 // Rows of one sequence, in blocks that one item of attention handles.
 void Step::plan_tiles() {
   tiles_.clear();
-  const int rows = std::max(1, std::min(kTileRows, kTileQueries / plan_.max_group_heads));
+  int rows = std::max(1, std::min(kTileRows, kTileQueries / plan_.max_group_heads));
+  if (by_rows()) {  // tiles of equal height make blocks of equal height
+    const int block = block_rows(), tiles = (block + rows - 1) / rows;
+    rows = (block + tiles - 1) / tiles;
+  }
   for (int s = 0; s < n_seqs_; ++s)
     for (int r = a_.row_start[s]; r < a_.row_start[s + 1]; r += rows)
       tiles_.push_back({s, r, std::min(rows, a_.row_start[s + 1] - r)});

@@ -1,7 +1,7 @@
-// Steps of very many rows (prefill): threads take blocks of rows through whole layers. Everything
-// that a block needs but keys and values is its own, so it stays in the cache of one processor, and
-// a layer costs one barrier: where the keys and values of all rows must stand before any row
-// attends. The arithmetic on a row is that of stages.cc.
+// Steps of many rows (prefill, large batches): threads take blocks of rows through whole layers.
+// Everything that a block needs but keys and values is its own, so it stays in the cache of one
+// processor, and a layer costs one barrier: where the keys and values of all rows must stand before
+// any row attends. The arithmetic on a row is that of stages.cc.
 
 #include <algorithm>
 
@@ -15,11 +15,18 @@ static_assert(kActColumns % 64 == 0, "activations are quantized in groups of up 
 
 }  // namespace
 
-// Whole tiles of attention, about kBlockRows rows of them, or fewer to give every thread some.
+// Rows of a block: a thread's share at once, or, where that is more than a block holds, so few that
+// threads end a layer together.
+int Step::block_rows() const {
+  const int share = (rows_ + pool_.threads() - 1) / pool_.threads();
+  return share <= kBlockRows ? share
+                             : std::clamp(share / kBlocksPerThread, kBlockRows / 2, kBlockRows);
+}
+
+// Whole tiles of attention, about block_rows() rows of them.
 void Step::plan_blocks() {
   blocks_.clear();
-  const int share = rows_ / (pool_.threads() * kBlocksPerThread);
-  const int target = std::clamp(share, kMinBlockRows, kBlockRows);
+  const int target = block_rows();
   int first = 0;
   for (int i = 0; i < static_cast<int>(tiles_.size()); ++i) {
     const Tile& from = tiles_[static_cast<size_t>(first)];

@@ -24,8 +24,8 @@ constexpr int kTileRows = 16;    // query rows of one attention item
 constexpr int kTileQueries = kMaxGroupHeads;  // rows * heads per kv head of one attention item
 constexpr int kSharedSplitRows = 8;  // steps of at most so many rows may share splits over threads
 constexpr int kBlockRows = 64;       // rows that a thread takes through a layer, at most
-constexpr int kMinBlockRows = 32;    // and at least, lest it wait for weights
-constexpr int kBlocksPerThread = 4;  // so that threads end a layer together
+constexpr int kMinBlockRows = 4;     // and at least, lest it wait for weights
+constexpr int kBlocksPerThread = 4;  // or more, so that threads end a layer together
 constexpr int kActColumns = 256;     // columns of gate and up at a time, of such a block
 constexpr int kMixedBytes = 65536;   // of panels, through which both kinds of rows go in turn
 constexpr int kWarmBytes = 4096;     // of the next matrix, fetched before a thread waits
@@ -156,6 +156,7 @@ class Step {
   void down(int t, const Layer& layer);
 
   // rows.cc
+  int block_rows() const;
   void plan_blocks();
   bool take_block(int t, int phase, int* block);
   bool layers_by_rows(int t);
@@ -193,7 +194,9 @@ class Step {
   void count_tokens();
 
   bool few() const { return rows_ <= kFewRows; }
-  bool by_rows() const { return !plan_.whole_rows && rows_ >= kMinBlockRows * pool_.threads(); }
+  bool by_rows() const {
+    return !few() && !plan_.whole_rows && rows_ >= kMinBlockRows * pool_.threads();
+  }
   void charge(int t, Stage stage) { workers_[static_cast<size_t>(t)].clock.charge(stage); }
   // Ends a thread's part of `stage`.
   bool barrier(int t, Stage stage) {

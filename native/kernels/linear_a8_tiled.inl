@@ -11,6 +11,27 @@ inline void touch_tables(const PackedWeight& w, const uint8_t* panel) {
   }
 }
 
+// What is wanted next, fetched a share at a time while the tiles of several rows compute: memory
+// would idle meanwhile, and the next panel would come at the speed of a stream that just began.
+struct Ahead {
+  const uint8_t *next, *end;
+  int share;  // bytes a block of inputs
+};
+
+OCTAVO_INLINE void fetch_share(Ahead& a) {
+  const uint8_t* stop = a.next + a.share < a.end ? a.next + a.share : a.end;
+  for (; a.next < stop; a.next += 64) __builtin_prefetch(a.next, 0, 2);
+}
+
+// The panels [p, p1), at most `panels` of them, while `blocks` blocks of inputs pass.
+inline Ahead panels_ahead(const PackedWeight& w, int p, int p1, int panels, int blocks) {
+  const int count = smaller(panels, p1 - p);
+  if (count <= 0) return {nullptr, nullptr, 0};
+  const uint8_t* next = panel_at(w, p) + w.scale_offset;
+  const int64_t bytes = count * w.panel_bytes;
+  return {next, next + bytes, static_cast<int>((bytes / blocks + 63) / 64 * 64)};
+}
+
 template <int kStep, int kPanels, int kRows>
 OCTAVO_INLINE int32_t step_sum(const A8Tile<kPanels, kRows>& t, int r, int k) {
   if (kStep == 16) return sum16(t.q[r] + k);
@@ -51,10 +72,11 @@ template <int kPanels, int kRows>
 OCTAVO_INLINE void open_tile(const PackedWeight& w, const ActView& x, int p, int r,
                              A8Tile<kPanels, kRows>& t) {
   for (int i = 0; i < kPanels; ++i) t.panel[i] = panel_at(w, p + i);
+  const int groups = x.k_pad >> (x.a8_group == 64 ? 6 : 5);
   for (int i = 0; i < kRows; ++i) {
     const int64_t row = row_of(x, r + i);
     t.q[i] = x.q + row * x.k_pad;
-    t.sa[i] = x.scale + row * (x.k_pad / x.a8_group);
+    t.sa[i] = x.scale + row * groups;
     t.sum[i] = x.sum + row * (x.k_pad / kUnit);
     for (int j = 0; j < kPanels; ++j) t.y[j][i] = f_zero();
   }
@@ -63,7 +85,8 @@ OCTAVO_INLINE void open_tile(const PackedWeight& w, const ActView& x, int p, int
 }
 
 template <Wide kMode, int kStep, int kPanels, int kRows>
-inline void a8_tile(const PackedWeight& w, const ActView& x, int p, int r, float* y, int64_t ldy) {
+inline void a8_tile(const PackedWeight& w, const ActView& x, int p, int r, float* y, int64_t ldy,
+                    Ahead& ahead) {
   constexpr int kBlock = kStep == 64 ? 64 : kUnit;
   A8Tile<kPanels, kRows> t;
   open_tile(w, x, p, r, t);
@@ -71,6 +94,7 @@ inline void a8_tile(const PackedWeight& w, const ActView& x, int p, int r, float
   const int a8_shift = x.a8_group == 64 ? 6 : 5, group_inputs = w.group;
   int group = 0, left = group_inputs;  // instead of a division per step
   for (int k = 0; k < w.k_pad; k += kBlock) {
+    if (kRows > 1) fetch_share(ahead);
     for (int part = 0; part < kBlock; part += kStep) {
       start_step<kStep>(t, k + part);
       if (kStep == 16) {
@@ -90,20 +114,24 @@ inline void a8_tile(const PackedWeight& w, const ActView& x, int p, int r, float
   }
 }
 
+constexpr int kRowsToFetchFor = 4;  // fewer leave memory no time to idle
+
 // All rows of kPanels panels, in tiles of at most kMost rows.
 template <Wide kMode, int kStep, int kPanels, int kMost>
-inline void a8_rows(const PackedWeight& w, const ActView& x, int m, int p, float* y, int64_t ldy) {
+inline void a8_rows(const PackedWeight& w, const ActView& x, int m, int p, int p1, float* y,
+                    int64_t ldy) {
+  const int blocks = w.k_pad / (kStep == 64 ? 64 : kUnit) * ((m + kMost - 1) / kMost);
+  Ahead ahead = panels_ahead(w, p + kPanels, m < kRowsToFetchFor ? 0 : p1, kPanels, blocks);
   int r = 0;
-  for (; r + kMost <= m; r += kMost) a8_tile<kMode, kStep, kPanels, kMost>(w, x, p, r, y, ldy);
+  for (; r + kMost <= m; r += kMost)
+    a8_tile<kMode, kStep, kPanels, kMost>(w, x, p, r, y, ldy, ahead);
   if (kMost > 4 && r + 4 <= m) {
-    a8_tile<kMode, kStep, kPanels, 4>(w, x, p, r, y, ldy);
+    a8_tile<kMode, kStep, kPanels, 4>(w, x, p, r, y, ldy, ahead);
     r += 4;
   }
-  if (r + 2 <= m) {
-    a8_tile<kMode, kStep, kPanels, 2>(w, x, p, r, y, ldy);
-    r += 2;
-  }
-  if (r < m) a8_tile<kMode, kStep, kPanels, 1>(w, x, p, r, y, ldy);
+  if (m - r == 3) return a8_tile<kMode, kStep, kPanels, 3>(w, x, p, r, y, ldy, ahead);
+  if (m - r == 2) return a8_tile<kMode, kStep, kPanels, 2>(w, x, p, r, y, ldy, ahead);
+  if (m - r == 1) a8_tile<kMode, kStep, kPanels, 1>(w, x, p, r, y, ldy, ahead);
 }
 
 template <Wide kMode, int kStep>
@@ -112,9 +140,9 @@ inline void a8_panels(const PackedWeight& w, const ActView& x, int m, float* y, 
   int p = p0;
   if (m > kFlatRows) {
     for (; p + kTallPanels <= p1; p += kTallPanels)
-      a8_rows<kMode, kStep, kTallPanels, kTallRows>(w, x, m, p, y, ldy);
+      a8_rows<kMode, kStep, kTallPanels, kTallRows>(w, x, m, p, p1, y, ldy);
   }
-  for (; p < p1; ++p) a8_rows<kMode, kStep, 1, kFlatRows>(w, x, m, p, y, ldy);
+  for (; p < p1; ++p) a8_rows<kMode, kStep, 1, kFlatRows>(w, x, m, p, p1, y, ldy);
 }
 
 template <Wide kMode>

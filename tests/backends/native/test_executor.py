@@ -135,7 +135,7 @@ def test_long_contexts_merge_their_splits_alike(name: str) -> None:
 def test_threads_that_take_rows_through_layers_leave_no_trace(
     spec: DecoderSpec, asked: str, threads: int
 ) -> None:
-    # From 32 rows a thread on; blocks of 32 to 64 rows span sequences.
+    # From 4 rows a thread on; blocks span sequences.
     config = replace(CONFIG, format=asked, max_tokens=160)
     texts = [tokens_of(spec, n, seed=n) for n in (75, 1, 46, 35)]
     few = load_native(spec, config)
@@ -317,6 +317,7 @@ def test_stage_times_cover_a_step_and_no_more() -> None:
     executor.step(batch)
     passed = time.perf_counter() - begin
     spent = executor.stage_times().since(before)
+    # One thread may have found all the work taken.
+    assert all(max(column) > 0 for column in zip(*spent.seconds, strict=True))
     for thread in spent.seconds:
-        assert all(second > 0 for second in thread)  # two threads: each embeds, waits and projects
         assert sum(thread) < 1.01 * passed  # the two clocks agree far better than that
