@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -89,8 +90,11 @@ class _Uvicorn(uvicorn.Server):
         self._server = server
 
     def handle_exit(self, sig: int, frame: object) -> None:
+        # Uvicorn's own would raise the signal again after the last answer, and SIGTERM would end
+        # the process before the engine is told to stop.
         self._server.draining = True
-        super().handle_exit(sig, frame)  # type: ignore[arg-type]
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
 
 
 def _lifespan(
