@@ -30,13 +30,19 @@ const KernelTable& table_of(const std::string& isa) {
 }
 
 int32_t sample_logits(const std::string& isa, const Row<float>& logits, const SampleParams& params,
-                      const Row<int32_t>& prompt, const Row<int32_t>& output, bool counted) {
+                      const Row<int32_t>& prompt, const Row<int32_t>& output, bool counted,
+                      const nb::object& mask) {
   const int vocab = static_cast<int>(logits.size());
   TokenCounts counts(vocab);
   counts.reset(prompt.data(), static_cast<int>(prompt.size()), output.data(),
                static_cast<int>(output.size()));
   SampleParams with_counts = params;
   with_counts.counts = counted ? &counts : nullptr;
+  if (!mask.is_none()) {
+    const auto words = nb::cast<Row<uint32_t>>(mask);
+    if (static_cast<int>(words.size()) < (vocab + 31) / 32) throw nb::value_error("short mask");
+    with_counts.mask = words.data();
+  }
   SampleScratch scratch;
   return sample(table_of(isa), logits.data(), vocab, with_counts, scratch);
 }
@@ -70,7 +76,7 @@ void bind_exec_testing(nb::module_& m) {
       .def_rw("position", &SampleParams::position)
       .def_rw("choice", &SampleParams::choice);
   m.def("sample", &sample_logits, "isa"_a, "logits"_a, "params"_a, "prompt"_a, "output"_a,
-        "counted"_a);
+        "counted"_a, "mask"_a = nb::none());
   m.def("uniform_draw", &uniform_draw, "seed"_a, "position"_a, "choice"_a, "kind"_a);
   m.def("top_logprobs", &top_logprobs, "isa"_a, "logits"_a, "count"_a);
 }

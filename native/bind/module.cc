@@ -66,6 +66,9 @@ StepArrays batch_arrays(nb::handle batch, nb::handle result) {
   a.bias_start = writable<int32_t>(batch, "bias_start", seqs + 1);
   a.bias_token = writable<int32_t>(batch, "bias_token", 0);
   a.bias_value = writable<float>(batch, "bias_value", 0);
+  a.mask_words = nb::cast<int>(batch.attr("mask_words"));
+  a.mask = writable<uint32_t>(batch, "mask", seqs * static_cast<size_t>(a.mask_words));
+  a.mask_state = writable<int32_t>(batch, "mask_state", seqs);
   a.out_row = writable<int32_t>(result, "row", rows);
   a.out_token = writable<int32_t>(result, "token", rows);
   a.out_logprob = writable<float>(result, "logprob", rows);

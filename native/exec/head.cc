@@ -1,11 +1,15 @@
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <limits>
 
+#include "core/float_mode.h"
+#include "core/platform.h"
 #include "exec/step.h"
 
 namespace octavo {
 namespace {
+constexpr int kMaskSpins = 1000;  // a few microseconds: then whoever fills the mask needs the CPU
 constexpr int kChunkPanels = 32;  // logits of a greedy head live only so long
 constexpr uint8_t kNeedsLogits = kToken | kLogprobs | kLogits | kTarget;
 }  // namespace
@@ -42,7 +46,7 @@ bool Step::head_group(int t, size_t first, size_t count) {
   sort_rows(t, plan_.head_in, n);
   if ((needs & kNeedsLogits) == 0) return true;
   if (greedy) {
-    head_greedy(t, n);
+    head_greedy(t, first, n);
     if (!barrier(t, Stage::kHead)) return false;
     if (t == 0) finish_greedy(first, n);
     return true;
@@ -54,12 +58,24 @@ bool Step::head_group(int t, size_t first, size_t count) {
   return true;
 }
 
-void Step::head_greedy(int t, int n) {
+// The row's mask, once it is ready; null where there is none. Whoever left it pending fills it
+// while this step runs, and always ends.
+const uint32_t* Step::await_mask(const Wanted& wanted) const {
+  if (!wanted.masked) return nullptr;
+  int32_t& state = const_cast<int32_t&>(a_.mask_state[wanted.seq]);
+  const std::atomic_ref<int32_t> shared(state);
+  for (int looks = 0; shared.load(std::memory_order_acquire) != kReady; ++looks)
+    looks < kMaskSpins ? cpu_pause() : platform::yield();
+  return a_.mask + int64_t{wanted.seq} * a_.mask_words;
+}
+
+void Step::head_greedy(int t, size_t first, int n) {
   Worker& w = workers_[static_cast<size_t>(t)];
   const int p0 = part(plan_.head.w.panels, t), p1 = part(plan_.head.w.panels, t + 1);
   constexpr int64_t kChunk = kChunkPanels * kLanes;
   std::fill_n(w.best, n, -std::numeric_limits<float>::infinity());
   std::fill_n(w.best_token, n, -1);
+  for (int i = 0; i < n; ++i) w.mask[i] = await_mask(wanted_[first + static_cast<size_t>(i)]);
   for (int c0 = p0; c0 < p1; c0 += kChunkPanels) {
     const int c1 = std::min(p1, c0 + kChunkPanels), column = c0 * kLanes;
     const int columns = std::min(c1 * kLanes, plan_.vocab) - column;
@@ -67,6 +83,7 @@ void Step::head_greedy(int t, int n) {
     for (int i = 0; i < n; ++i) {
       float* logits = w.chunk + i * kChunk;
       if (plan_.softcap > 0) k_.softcap(logits, plan_.softcap, columns);
+      if (w.mask[i] != nullptr) apply_mask(w.mask[i], column, columns, logits);
       float best = 0;
       const int token = column + k_.argmax(logits, columns, &best);
       if (best > w.best[i] || w.best_token[i] < 0) {
@@ -130,6 +147,7 @@ SampleParams Step::sample_params(const Wanted& wanted) {
   p.bias_token = a_.bias_token + a_.bias_start[s];
   p.bias_value = a_.bias_value + a_.bias_start[s];
   p.n_bias = a_.bias_start[s + 1] - a_.bias_start[s];
+  p.mask = await_mask(wanted);
   p.counts = slot < 0 ? nullptr : &slots_[static_cast<size_t>(slot)];
   return p;
 }

@@ -156,11 +156,25 @@ double uniform_draw(uint64_t seed, int32_t position, int32_t choice, int32_t kin
   return static_cast<double>(bits) * 0x1p-53;
 }
 
+void apply_mask(const uint32_t* mask, int first, int count, float* x) {
+  for (int i = 0; i < count;) {
+    const int token = first + i, shift = token % 32;
+    const int bits = std::min(32 - shift, count - i);
+    const uint32_t all = ~uint32_t{0} >> (32 - bits);
+    const uint32_t allowed = mask[token / 32] >> shift & all;
+    if (allowed != all)
+      for (int b = 0; b < bits; ++b)
+        x[i + b] = (allowed >> b & 1) != 0 ? x[i + b] : -std::numeric_limits<float>::infinity();
+    i += bits;
+  }
+}
+
 int32_t sample(const KernelTable& table, const float* logits, int vocab, const SampleParams& params,
                SampleScratch& scratch) {
   const float* x = logits;
   if (params.adjusts()) {
     scratch.logits.assign(logits, logits + vocab);
+    if (params.mask != nullptr) apply_mask(params.mask, 0, vocab, scratch.logits.data());
     adjust(params, scratch.logits.data());
     x = scratch.logits.data();
   }
@@ -178,7 +192,8 @@ int32_t sample(const KernelTable& table, const float* logits, int vocab, const S
     if (sum > target) return candidates.token(i);
   }
   // Rounding left the target above the last sum: the last candidate of any weight is meant.
-  const int reached = std::min(kept, static_cast<int>(scratch.order.size()));
+  int reached = std::min(kept, static_cast<int>(scratch.order.size()));
+  while (reached > 0 && candidates.weight(reached - 1) == 0) --reached;
   return reached == 0 ? best : candidates.token(reached - 1);
 }
 

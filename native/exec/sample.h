@@ -39,10 +39,11 @@ struct SampleParams {
   const int32_t* bias_token = nullptr;
   const float* bias_value = nullptr;
   int n_bias = 0;
+  const uint32_t* mask = nullptr;       // bit i of word i / 32: token i is allowed; null: all are
   const TokenCounts* counts = nullptr;  // null: no penalties
 
   bool adjusts() const {
-    return n_bias != 0 ||
+    return n_bias != 0 || mask != nullptr ||
            (counts != nullptr && (repetition != 1 || presence != 0 || frequency != 0));
   }
 };
@@ -56,6 +57,9 @@ struct SampleScratch {
 
 // The uniform draw in [0, 1) for (seed, position, choice, kind): Philox4x32-10.
 double uniform_draw(uint64_t seed, int32_t position, int32_t choice, int32_t kind);
+
+// Takes what a mask doesn't allow out of logits of the tokens `first` .. `first + count`.
+void apply_mask(const uint32_t* mask, int first, int count, float* x);
 
 // Logits are read only. Ties go to the lowest id.
 int32_t sample(const KernelTable& table, const float* logits, int vocab, const SampleParams& params,

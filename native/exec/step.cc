@@ -150,6 +150,8 @@ void Step::check_sequence(int s, const KvCache& cache) const {
         "at most max_seqs - 1");
   check(a_.bias_start[s + 1] >= a_.bias_start[s] && a_.bias_start[s] >= 0,
         "the bias list of " + who, a_.bias_start[s], "starts must ascend from 0");
+  check(a_.mask_state[s] == kNoMask || a_.mask_words >= (plan_.vocab + 31) / 32,
+        "the mask of " + who, a_.mask_words, "a word for every 32 tokens");
   for (int i = a_.bias_start[s]; i < a_.bias_start[s + 1]; ++i)
     check(a_.bias_token[i] >= 0 && a_.bias_token[i] < plan_.vocab, "a bias token of " + who,
           a_.bias_token[i], "0 to vocab - 1");
@@ -192,7 +194,8 @@ void Step::want_row(int s, int row) {
   const uint8_t want = a_.want[row];
   if (want == 0) return;
   const size_t entry = wanted_.size();
-  wanted_.push_back({row, s, want, 0, 0, greedy(s, want)});
+  const bool masked = (want & kToken) != 0 && a_.mask_state[s] != kNoMask;
+  wanted_.push_back({row, s, want, 0, 0, greedy(s, want), masked});
   a_.out_row[entry] = row;
   a_.out_token[entry] = -1;
   a_.out_logprob[entry] = 0;

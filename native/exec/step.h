@@ -34,6 +34,9 @@ constexpr int kMaxLogprobs = 20;
 // Row flags of StepBatch.want.
 enum Want : uint8_t { kToken = 1, kLogprobs = 2, kLogits = 4, kTarget = 8, kHidden = 16 };
 
+// StepBatch.mask_state.
+enum MaskState : int32_t { kNoMask = 0, kPending = 1, kReady = 2 };
+
 // The arrays of backends/base.py's StepBatch, and of the result.
 struct StepArrays {
   const int32_t *token, *position, *target, *row_start, *block_table, *adapter, *state_slot;
@@ -41,7 +44,9 @@ struct StepArrays {
   const uint64_t* seed;
   const int32_t *choice, *top_k, *n_logprobs, *bias_start, *bias_token;
   const float *temperature, *top_p, *min_p, *repetition, *presence, *frequency, *bias_value;
-  int max_tokens, max_seqs, max_blocks;
+  const uint32_t* mask;       // [max_seqs][mask_words]
+  const int32_t* mask_state;  // [max_seqs] MaskState; another thread makes it kReady
+  int max_tokens, max_seqs, max_blocks, mask_words;
   int32_t *out_row, *out_token, *out_top_token;
   float *out_logprob, *out_top_logprob;
 };
@@ -76,7 +81,8 @@ struct Wanted {
   int row, seq;
   uint8_t want;
   int logits_index, hidden_index;
-  bool greedy;  // nothing but the largest logit is needed
+  bool greedy;  // nothing but the largest logit is needed, of the tokens that the mask allows
+  bool masked;
 };
 
 // Attention splits that are not merged yet: o is [query][split][head_dim], m and l [split][query].
@@ -97,6 +103,7 @@ struct Worker {
   StageClock clock;
   int32_t *narrow_rows, *wide_rows;  // the rows of this step in a8 and a16, of mixed ones
   int n_narrow, n_wide;
+  const uint32_t* mask[64];  // of the rows of a greedy head; null: all tokens are allowed
   float best[64];
   int32_t best_token[64];
 };
@@ -185,7 +192,8 @@ class Step {
   // head.cc
   void head(int t);
   bool head_group(int t, size_t first, size_t count);
-  void head_greedy(int t, int n);
+  void head_greedy(int t, size_t first, int n);
+  const uint32_t* await_mask(const Wanted& wanted) const;
   void head_logits(int t, int n);
   void finish_greedy(size_t first, int n);
   void finish_row(int t, size_t entry, const float* logits);

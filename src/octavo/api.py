@@ -14,6 +14,7 @@ from octavo.backends.base import Executor, Receipt, RuntimeConfig
 from octavo.core.closing import Closing
 from octavo.core.errors import ConfigError, RequestError
 from octavo.engine.client import InProcessClient, OutputStream
+from octavo.engine.constraint import vocabulary_of
 from octavo.engine.detokenize import Detokenizer
 from octavo.engine.engine import Engine
 from octavo.engine.request import (
@@ -141,7 +142,8 @@ class LLM(Closing):
         self._executor, self._tokenizer = executor, tokenizer
         self._eos = tuple(dict.fromkeys(eos))
         self._generation = dict(generation)
-        self._engine = Engine(executor)
+        end = self._eos
+        self._engine = Engine(executor, vocabulary=lambda: vocabulary_of(tokenizer, end))
         self._client = InProcessClient(self._engine)
         self._ids = count()
 
@@ -192,22 +194,33 @@ class LLM(Closing):
             repetition_penalty=suggested.get("repetition_penalty", plain.repetition_penalty),
         )
 
-    def generate(self, prompts: Prompts, params: SamplingParams | None = None) -> list[Completion]:
+    def generate(
+        self, prompts: Prompts, params: SamplingParams | None = None, grammar: str = ""
+    ) -> list[Completion]:
         """Answer prompts together: texts, or token ids (nothing is added to ids).
 
-        Returns the prompts' answers in order, params.n for each. Greedy when params is None. Raises
-        RequestError, before anything runs, for a prompt that can't be served.
+        Returns the prompts' answers in order, params.n for each. Greedy when params is None. With a
+        `grammar` (engine.grammar makes one of a JSON schema, a regex, ...) every answer matches it,
+        unless max_tokens cuts it off. Raises RequestError, before anything runs, for a prompt that
+        can't be served.
         """
         encoded = self._encoded(prompts)
-        with self._start(encoded, params or SamplingParams(), continues=True) as answers:
+        wanted = params or SamplingParams()
+        with self._start(encoded, wanted, continues=True, grammar=grammar) as answers:
             for _ in answers:
                 pass
             return answers.completions()
 
-    def stream(self, prompt: str | Sequence[int], params: SamplingParams | None = None) -> Answers:
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams | None = None,
+        grammar: str = "",
+    ) -> Answers:
         """One prompt's answer as it comes. Closing it (or leaving a `with` of it) ends the answer,
         and the step that runs if that is for this answer alone. Ctrl-C does so too."""
-        return self._start([self._encode(prompt)], params or SamplingParams(), continues=True)
+        encoded = [self._encode(prompt)]
+        return self._start(encoded, params or SamplingParams(), continues=True, grammar=grammar)
 
     @overload
     def chat(
@@ -215,6 +228,7 @@ class LLM(Closing):
         messages: Sequence[Message],
         params: SamplingParams | None = None,
         stream: Literal[False] = False,
+        grammar: str = "",
     ) -> Completion: ...
 
     @overload
@@ -224,11 +238,16 @@ class LLM(Closing):
         params: SamplingParams | None = None,
         *,
         stream: Literal[True],
+        grammar: str = "",
     ) -> Answers: ...
 
     @overload
     def chat(
-        self, messages: Sequence[Message], params: SamplingParams | None, stream: Literal[True]
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None,
+        stream: Literal[True],
+        grammar: str = "",
     ) -> Answers: ...
 
     def chat(
@@ -236,6 +255,7 @@ class LLM(Closing):
         messages: Sequence[Message],
         params: SamplingParams | None = None,
         stream: bool = False,
+        grammar: str = "",
     ) -> Completion | Answers:
         """The next turn of a conversation, [{"role": ..., "content": ...}, ...].
 
@@ -247,7 +267,7 @@ class LLM(Closing):
         if params.n != 1:
             raise RequestError("a conversation has one next turn: n must be 1", param="n")
         tokens = tuple(render_chat(self._tokenizer, messages))
-        answers = self._start([tokens], params, continues=False)
+        answers = self._start([tokens], params, continues=False, grammar=grammar)
         if stream:
             return answers
         with answers:
@@ -272,9 +292,9 @@ class LLM(Closing):
         )
 
     def _start(
-        self, prompts: list[tuple[int, ...]], params: SamplingParams, continues: bool
+        self, prompts: list[tuple[int, ...]], params: SamplingParams, continues: bool, grammar: str
     ) -> Answers:
-        requests = [self._request(prompt, params) for prompt in prompts]
+        requests = [self._request(prompt, params, grammar) for prompt in prompts]
         for index, request in enumerate(requests if len(requests) > 1 else ()):
             self._validate(request, index)
         begin = time.perf_counter()
@@ -286,8 +306,9 @@ class LLM(Closing):
         ]
         return Answers(self._client, stream, answers, begin)
 
-    def _request(self, prompt: tuple[int, ...], params: SamplingParams) -> Request:
-        return Request(f"request-{next(self._ids)}", prompt, params, self._eos)
+    def _request(self, prompt: tuple[int, ...], params: SamplingParams, grammar: str) -> Request:
+        name = f"request-{next(self._ids)}"
+        return Request(name, prompt, params, self._eos, grammar=grammar)
 
     def _validate(self, request: Request, index: int) -> None:
         try:

@@ -24,6 +24,7 @@ from octavo.backends.base import (
     StepBatch,
     StepCancelled,
     StepResult,
+    allowed_tokens,
 )
 from octavo.core.errors import ModelFileError
 from octavo.engine.engine import Engine
@@ -201,6 +202,9 @@ class FakeExecutor:
         biased = logits.copy()
         start, stop = batch.bias_start[seq : seq + 2]
         np.add.at(biased, batch.bias_token[start:stop], batch.bias_value[start:stop])
+        allowed = allowed_tokens(batch, seq, self.model.vocab)
+        if allowed is not None:
+            biased[~allowed] = -np.inf
         draw = Draw(int(batch.seed[seq]), int(batch.position[row]) + 1, int(batch.choice[seq]))
         token = sample_reference(biased, _params(batch, seq), counts, draw).token
         if slot >= 0:

@@ -112,8 +112,9 @@ class Chunk:
 def new_batch(executor: Executor) -> StepBatch:
     config, size = executor.config, executor.layout.block_size
     return StepBatch(
-        executor.layout, config.max_tokens, config.max_seqs, -(-config.context // size)
-    )
+        executor.layout, config.max_tokens, config.max_seqs, -(-config.context // size),
+        executor.spec.vocab,
+    )  # fmt: skip
 
 
 def lay_out(batch: StepBatch, chunks: Sequence[Chunk], want: int = WANT_LOGITS) -> int:

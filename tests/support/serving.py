@@ -13,6 +13,7 @@ import uvicorn
 from octavo.backends.base import RuntimeConfig
 from octavo.core.errors import OverloadedError
 from octavo.engine.client import EngineLoop, Inbox
+from octavo.engine.constraint import vocabulary_of
 from octavo.engine.engine import Engine, with_seed
 from octavo.engine.process import Health
 from octavo.engine.request import Request
@@ -77,7 +78,10 @@ class Served:
         config = RuntimeConfig(max_tokens=64, max_seqs=8, context=context, block_size=4)
         model = model or CountingModel(self.tokenizer.vocab_size)
         self.executor = FakeExecutor(model, config, (512,))
-        engine = Engine(self.executor)
+        engine = Engine(
+            self.executor,
+            vocabulary=lambda: vocabulary_of(self.tokenizer, self.tokenizer.eos_ids),
+        )
         limits = Limits(64, 8, context)
         ready = Ready(limits, model.vocab, config, self.executor.receipt())
         self.client = LoopClient(engine)

@@ -8,6 +8,7 @@ steps, or on the number of threads, bit for bit (architecture.md, contract 1).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
@@ -24,6 +25,11 @@ F32 = npt.NDArray[np.float32]
 
 KvFormat = Literal["bf16", "fp32"]
 ActivationFormat = Literal["auto", "a8", "a16", "a8a16", "abf16", "a32"]
+
+# What StepBatch.mask_state says of a sequence's row of `mask`.
+MASK_NONE = 0  # any token may be sampled
+MASK_PENDING = 1  # to be awaited: another thread is filling it
+MASK_READY = 2
 
 # What a row wants from the step (bit flags of StepBatch.want).
 WANT_NOTHING = 0
@@ -124,7 +130,9 @@ class StepBatch:
     `row_start[n_seqs]` rows are read.
     """
 
-    def __init__(self, layout: KvLayout, max_tokens: int, max_seqs: int, max_blocks: int) -> None:
+    def __init__(
+        self, layout: KvLayout, max_tokens: int, max_seqs: int, max_blocks: int, vocab: int = 0
+    ) -> None:
         self.layout = layout
         self.max_tokens, self.max_seqs, self.max_blocks = max_tokens, max_seqs, max_blocks
         self.n_seqs = 0
@@ -154,9 +162,26 @@ class StepBatch:
         self.bias_start = np.zeros(max_seqs + 1, np.int32)
         self.bias_token = np.zeros(max_seqs * MAX_BIAS, np.int32)
         self.bias_value = np.zeros(max_seqs * MAX_BIAS, np.float32)
+        # Tokens that sequence s may sample: bit i % 32 of word i // 32 is token i. What may not is
+        # out of the draw before bias and penalties; log-probabilities don't see it. A row that is
+        # pending is made ready from another thread while the step runs, whatever happens. Batches
+        # made for no vocabulary have no room for masks.
+        self.mask_words = -(-vocab // 32)
+        self.mask = np.zeros((max_seqs, self.mask_words), np.uint32)
+        self.mask_state = np.zeros(max_seqs, np.int32)
         # where WANT_LOGITS / WANT_HIDDEN rows go, in row order: float32 [n, vocab] / [n, hidden]
         self.logits: F32 | None = None
         self.hidden: F32 | None = None
+
+
+def allowed_tokens(batch: StepBatch, seq: int, vocab: int) -> npt.NDArray[np.bool_] | None:
+    """What a sequence may sample, [vocab]; None: anything. Waits until the mask is ready."""
+    if batch.mask_state[seq] == MASK_NONE:
+        return None
+    while batch.mask_state[seq] != MASK_READY:
+        time.sleep(1e-5)
+    bits = np.unpackbits(batch.mask[seq].view(np.uint8), count=vocab, bitorder="little")
+    return bits.astype(np.bool_)
 
 
 MAX_LOGPROBS = 20

@@ -11,6 +11,7 @@ from collections.abc import Callable, Container
 from octavo.backends.base import Executor, StepCancelled, StepResult
 from octavo.core.errors import OctavoError, OverloadedError
 from octavo.engine.blocks import KvPool
+from octavo.engine.constraint import Grammars, MaskFiller, Vocabulary
 from octavo.engine.deadlines import Deadlines
 from octavo.engine.fill import Filler, check_bias, max_blocks
 from octavo.engine.pace import Pace
@@ -28,6 +29,7 @@ class Engine:
     With `prefix_cache`, blocks keep their content for later requests that begin alike.
 
     `validate` reads only what never changes, and may be called from any thread; `cancel` too.
+    `vocabulary` is read when the first request with a grammar comes; without it none is served.
     `pace` chooses how many rows a step may have, from what `clock` (seconds) says steps took.
     """
 
@@ -38,6 +40,7 @@ class Engine:
         pace: Pace | None = None,
         clock: Callable[[], float] = time.perf_counter,
         prefix_cache: bool = True,
+        vocabulary: Callable[[], Vocabulary] | None = None,
     ) -> None:
         config, layout = executor.config, executor.layout
         self.limits = limits or Limits(config.max_tokens, config.max_seqs, config.context)
@@ -46,7 +49,11 @@ class Engine:
         self.executor = executor
         self.prefixes = Prefixes(PrefixCache(pool), clock) if prefix_cache else None
         cache = None if self.prefixes is None else self.prefixes.cache
-        self.scheduler = Scheduler(pool, self.limits, executor.spec.vocab, cache)
+        self._grammars = Grammars(vocabulary, executor.spec.vocab)
+        self._masks = MaskFiller()
+        self.scheduler = Scheduler(
+            pool, self.limits, executor.spec.vocab, cache, self._grammars.constraint
+        )
         self._deadlines = Deadlines(clock)
         self.pace = pace or Pace(self.limits.max_tokens)
         self._clock = clock
@@ -58,6 +65,7 @@ class Engine:
         """Raises RequestError, naming the field, when the request can't be served."""
         self.scheduler.validate(request)
         check_bias(request)
+        self._grammars.constraint(request.grammar)
 
     def check_room(self, count: int) -> None:
         """Raises OverloadedError when `count` more requests are more than may wait. From any
@@ -121,12 +129,14 @@ class Engine:
 
     def _run(self, plan: StepPlan) -> StepResult:
         batch = self._filler.fill(plan)
+        self._masks.begin(batch, plan.chunks)
         self._enter(plan)
         begin = self._clock()
         try:
             result = self.executor.step(batch)
             seconds = self._clock() - begin
         finally:
+            self._masks.end()
             self._leave()
         rows, sequences = int(batch.row_start[batch.n_seqs]), batch.n_seqs
         if rows > sequences:  # a step of decodes can't be cut

@@ -38,7 +38,9 @@ class Filler:
     def __init__(self, executor: Executor, max_blocks: int) -> None:
         config = executor.config
         self._executor = executor
-        self.batch = StepBatch(executor.layout, config.max_tokens, config.max_seqs, max_blocks)
+        self.batch = StepBatch(
+            executor.layout, config.max_tokens, config.max_seqs, max_blocks, executor.spec.vocab
+        )
         self._columns = tuple(getattr(self.batch, name) for name in _PER_SLOT)
         self._slots = tuple(np.zeros_like(column) for column in self._columns)
         empty = (np.zeros(0, np.int32), np.zeros(0, np.float32))

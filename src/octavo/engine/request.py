@@ -204,6 +204,8 @@ class Request:
     priority  lower goes first, and may take the place of higher
     tenant    who is asked to be fair to; "" is one of them
     timeout   seconds from submission after which it ends with a DeadlineError; 0: never
+    grammar   what the answer must match (engine.grammar writes it); "": anything. The grammar says
+              where the answer may end, so min_tokens must be 0
     """
 
     id: str
@@ -214,6 +216,7 @@ class Request:
     tenant: str = ""
     timeout: float = 0.0
     cache: CachePolicy = CachePolicy()
+    grammar: str = ""
 
     def __post_init__(self) -> None:
         _check_tuple("prompt", self.prompt, "token ids")
@@ -221,6 +224,11 @@ class Request:
             raise RequestError("the prompt is empty; give at least one token", param="prompt")
         _check_range(_PRIORITY, self.priority)
         _check_range(_TIMEOUT, self.timeout)
+        if self.grammar and self.params.min_tokens:
+            raise RequestError(
+                "min_tokens can't be kept where a grammar says how the answer ends; leave it out",
+                param="min_tokens",
+            )
         longest = max((mark.tokens for mark in self.cache.marks), default=0)
         if longest > len(self.prompt):
             raise RequestError(

@@ -15,8 +15,9 @@ The first in rank therefore always advances.
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from octavo.backends.base import StepResult
 from octavo.core.errors import InternalError, OctavoError, RequestError
@@ -31,6 +32,9 @@ from octavo.engine.sequence import (
     prompt_scores,
     sampled_logprobs,
 )
+
+if TYPE_CHECKING:
+    from octavo.engine.constraint import Constraint
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +53,18 @@ class Limits:
 
 
 class Scheduler:
-    """Call `schedule`, run the plan, `commit` its result; repeat. `cache`: over the same pool."""
+    """Call `schedule`, run the plan, `commit` its result; repeat. `cache`: over the same pool.
+    `constrain`: a new sequence's place in a grammar."""
 
     def __init__(
-        self, pool: KvPool, limits: Limits, vocab: int, cache: PrefixCache | None = None
+        self,
+        pool: KvPool,
+        limits: Limits,
+        vocab: int,
+        cache: PrefixCache | None = None,
+        constrain: Callable[[str], Constraint | None] = lambda _: None,
     ) -> None:
+        self._constrain = constrain
         self.pool, self.limits, self._vocab = pool, limits, vocab
         self.reuse = None if cache is None else Reuse(cache)
         self._slots = list(range(limits.max_seqs - 1, -1, -1))
@@ -117,6 +128,7 @@ class Scheduler:
             limit=min(size + params.max_tokens, self.limits.context),
             unscored=0 if params.prompt_logprobs else size - 1,
             unborn=list(range(1, params.n)),
+            constraint=self._constrain(request.grammar),
         )
         if self.reuse is not None:
             self.reuse.prepare(sequence)
@@ -259,11 +271,7 @@ class Scheduler:
     ) -> Output:
         sequence.tokens.append(token)
         cache, sequence.explained = sequence.explained, None
-        finish: FinishReason | None = None
-        if token in sequence.stops:
-            finish = "stop"
-        elif len(sequence.tokens) >= sequence.limit:
-            finish = "length"
+        finish, error = _finish(sequence, token)
         if finish is not None:
             self._retire(sequence)
         return Output(
@@ -273,7 +281,8 @@ class Scheduler:
             logprobs,
             scores,
             finish,
-            token if finish == "stop" else None,
+            token if finish == "stop" and token in sequence.stops else None,
+            error,
             cache=cache,
         )
 
@@ -292,6 +301,7 @@ class Scheduler:
                 limit=parent.limit,
                 unscored=parent.n_prompt - 1,
                 computed=parent.computed,
+                constraint=None if parent.constraint is None else parent.constraint.fork(),
             )
             if self.reuse is not None:
                 self.reuse.inherit(child, parent)
@@ -361,6 +371,17 @@ class Scheduler:
         for sequence in everyone:
             if sequence.computed != sequence.lease.n_tokens:
                 raise InternalError(f"request {sequence.request.id!r}: lease and computed differ")
+
+
+def _finish(sequence: Sequence, token: int) -> tuple[FinishReason | None, OctavoError | None]:
+    """Whether the new token ends the sequence, and how."""
+    constraint = sequence.constraint
+    complete = constraint is not None and constraint.accept(token)
+    if constraint is not None and constraint.failure:
+        return "error", constraint.error()
+    if complete or token in sequence.stops:
+        return "stop", None
+    return ("length" if len(sequence.tokens) >= sequence.limit else None), None
 
 
 def _check_vocabulary(param: str, tokens: tuple[int, ...], vocab: int) -> None:

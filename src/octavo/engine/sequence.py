@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Container
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from octavo.backends.base import StepResult
 from octavo.engine.blocks import Copy, Lease
 from octavo.engine.prefix import Chain
 from octavo.engine.request import CacheUse, Request, TokenLogprobs
+
+if TYPE_CHECKING:
+    from octavo.engine.constraint import Constraint
 
 
 @dataclass(slots=True, eq=False)
@@ -27,6 +30,7 @@ class Sequence:
     computed: int = 0
     slot: int = -1  # which of max_seqs places it runs in; -1: waiting
     unborn: list[int] = field(default_factory=list)  # choices that fork off before the last token
+    constraint: Constraint | None = None  # its place in the request's grammar
     chain: Chain | None = None  # names of its blocks, where prefixes are cached
     published: int = 0  # blocks that have a name
     cached: int = 0  # prompt tokens that it found computed when it began

@@ -11,6 +11,7 @@ import importlib
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import msgspec
 from octavo.backends.base import RuntimeConfig
 from octavo.core.errors import InternalError, OctavoError, RequestError
 from octavo.engine.client import EngineLoop
+from octavo.engine.constraint import Vocabulary, vocabulary_of
 from octavo.engine.engine import Engine
 from octavo.engine.request import Output, Request
 from octavo.engine.scheduler import Limits
@@ -32,10 +34,17 @@ def load_native(path: str, config: dict[str, Any], max_waiting: int = 0) -> Engi
 
     wanted = msgspec.convert(config, RuntimeConfig)
     with open_model(Path(path)) as opened:
-        executor = load(opened.spec, opened.source, wanted)
+        executor, end = load(opened.spec, opened.source, wanted), opened.eos_ids
     got = executor.config
     limits = Limits(got.max_tokens, got.max_seqs, got.context, max_waiting)
-    return Engine(executor, limits)
+    return Engine(executor, limits, vocabulary=lambda: _vocabulary(Path(path), end))
+
+
+def _vocabulary(path: Path, end: Sequence[int]) -> Vocabulary:
+    from octavo.io.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(path)
+    return vocabulary_of(tokenizer, tuple(dict.fromkeys((*end, *tokenizer.eos_ids))))
 
 
 class _Outbox:

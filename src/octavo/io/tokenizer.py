@@ -95,6 +95,11 @@ class Tokenizer:
         """Ids of a text that follows other text: control tokens parsed, nothing put around it."""
         return self._continued(_valid_text(text), lambda piece: self._encode(piece, True))
 
+    def encode_literal(self, text: str) -> list[int]:
+        """Ids of a text that follows other text: control tokens spelled out, other added tokens
+        recognized, nothing put around it."""
+        return self._continued(_valid_text(text), lambda piece: self._encode(piece, False))
+
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """The text of ids. Bytes that aren't valid UTF-8 become U+FFFD; unknown ids are empty.
 

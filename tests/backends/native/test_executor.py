@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 
 from octavo.backends.base import (
+    MASK_NONE,
+    MASK_PENDING,
+    MASK_READY,
     WANT_HIDDEN,
     WANT_LOGITS,
     WANT_TARGET,
@@ -321,3 +324,62 @@ def test_stage_times_cover_a_step_and_no_more() -> None:
     assert all(max(column) > 0 for column in zip(*spent.seconds, strict=True))
     for thread in spent.seconds:
         assert sum(thread) < 1.01 * passed  # the two clocks agree far better than that
+
+
+def masked_step(executor: NativeExecutor, batch: StepBatch, ready_after: float) -> list[int]:
+    """Sequences 1 and 3 may only sample some tokens; their masks come late."""
+    rng = np.random.default_rng(4)
+    vocab = executor.spec.vocab
+    bits = np.zeros((8, batch.mask_words * 32), np.uint8)
+    bits[1, rng.choice(vocab, 3, replace=False)] = 1
+    bits[3, rng.choice(vocab, vocab // 2, replace=False)] = 1
+    batch.mask_state[:5] = (MASK_NONE, MASK_PENDING, MASK_NONE, MASK_PENDING, MASK_NONE)
+
+    def publish() -> None:
+        batch.mask[:] = np.packbits(bits, axis=1, bitorder="little").view(np.uint32)
+        batch.mask_state[[1, 3]] = MASK_READY
+
+    timer = threading.Timer(ready_after, publish)
+    timer.start()
+    result = executor.step(batch)
+    timer.join()
+    batch.mask_state[:] = MASK_NONE
+    tokens = result.token[: result.n].tolist()
+    assert bits[1, tokens[1]]
+    assert bits[3, tokens[3]]
+    return [*tokens, *np.flatnonzero(bits[1, :vocab]), -1, *np.flatnonzero(bits[3, :vocab])]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+@pytest.mark.parametrize("length", [1, 9])
+@pytest.mark.parametrize("name", sorted(SPECS))
+def test_masked_rows_take_the_best_that_is_allowed(
+    name: str, length: int, temperature: float
+) -> None:
+    """Rows without a mask stay what they are; masked ones are the argmax of masked logits."""
+    spec = SPECS[name]
+    executor = load_native(spec, CONFIG)
+    batch = new_batch(executor)
+    chunks = [Chunk(tokens_of(spec, length, s), 0, s * 4) for s in range(5)]
+    raw = step_logits(executor, batch, chunks)[length - 1 :: length]
+    lay_out(batch, chunks, 0)
+    batch.want[length - 1 : 5 * length : length] = WANT_TOKEN
+    batch.temperature[:5], batch.seed[:5] = temperature, 11
+    free = executor.step(batch).token[:5].tolist()
+    tokens = masked_step(executor, batch, 0.02)
+    allowed1, allowed3 = tokens[5 : tokens.index(-1)], tokens[tokens.index(-1) + 1 :]
+    assert [tokens[s] for s in (0, 2, 4)] == [free[s] for s in (0, 2, 4)]
+    if temperature == 0:
+        assert tokens[1] == allowed1[int(np.argmax(raw[1][allowed1]))]
+        assert tokens[3] == allowed3[int(np.argmax(raw[3][allowed3]))]
+    executor.close()
+
+
+def test_a_mask_needs_room_in_the_batch() -> None:
+    executor = load_native(SPECS["llama"], CONFIG)
+    batch = StepBatch(executor.layout, 64, 8, 20)
+    lay_out(batch, [Chunk([1, 2], 0, 0)], WANT_TOKEN)
+    batch.mask_state[0] = MASK_PENDING
+    with pytest.raises(InternalError, match="mask"):
+        executor.step(batch)
+    executor.close()

@@ -21,7 +21,11 @@ def as_fp32(value: float) -> float:
 
 
 def native_sample(
-    logits: np.ndarray, params: SamplingParams, history: tuple[list[int], list[int]], draw: Draw
+    logits: np.ndarray,
+    params: SamplingParams,
+    history: tuple[list[int], list[int]],
+    draw: Draw,
+    mask: np.ndarray | None = None,
 ) -> int:
     native = _native.testing.SampleParams()
     for name, value in (
@@ -38,7 +42,8 @@ def native_sample(
     ):
         setattr(native, name, value)
     prompt, output = (np.array(tokens, np.int32) for tokens in history)
-    token: int = _native.testing.sample("", logits, native, prompt, output, params.penalized)
+    counted = params.penalized
+    token: int = _native.testing.sample("", logits, native, prompt, output, counted, mask)
     return token
 
 
@@ -83,6 +88,33 @@ def test_equals_its_twin(
     draw = Draw(seed, position, choice)
     want = sample_reference(logits, params, counts_of(history), draw)
     got = native_sample(logits, params, history, draw)
+    assert got == want.token or want.margin < BOUNDARY
+
+
+@given(
+    seed=st.integers(0, 2**64 - 1),
+    params=PARAMS,
+    history=st.tuples(TOKENS, TOKENS),
+    allowed=st.one_of(
+        st.sets(st.integers(0, VOCAB - 1), min_size=1, max_size=6),
+        st.sampled_from([range(VOCAB), range(31, 65), range(690, VOCAB), range(0, VOCAB, 2)]),
+    ),
+)
+def test_a_mask_is_minus_infinity_for_its_twin(
+    seed: int,
+    params: SamplingParams,
+    history: tuple[list[int], list[int]],
+    allowed: set[int] | range,
+) -> None:
+    logits = np.round(np.random.default_rng(seed).standard_normal(VOCAB) * 4).astype(np.float32)
+    bits = np.zeros(-(-VOCAB // 32) * 32, np.uint8)
+    bits[list(allowed)] = 1
+    mask = np.packbits(bits, bitorder="little").view(np.uint32)
+    masked = np.where(bits[:VOCAB] == 1, logits, -np.inf).astype(np.float32)
+    draw = Draw(seed, 5)
+    want = sample_reference(masked, params, counts_of(history), draw)
+    got = native_sample(logits, params, history, draw, mask)
+    assert got in allowed
     assert got == want.token or want.margin < BOUNDARY
 
 

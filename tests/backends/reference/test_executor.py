@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from octavo.backends.base import (
+    MASK_READY,
     MAX_LOGPROBS,
     WANT_HIDDEN,
     WANT_LOGITS,
@@ -83,7 +84,7 @@ class Runner:
 
     def __init__(self, executor: Any, sequences: int) -> None:
         self.executor = executor
-        self.batch = StepBatch(executor.layout, 64, 3, LENGTH // BLOCK)
+        self.batch = StepBatch(executor.layout, 64, 3, LENGTH // BLOCK, VOCAB)
         self.batch.logits = np.zeros((64, VOCAB), np.float32)
         self.batch.hidden = np.zeros((64, executor.spec.hidden), np.float32)
         self.batch.n_seqs = sequences
@@ -289,3 +290,19 @@ def test_configs_are_resolved_or_refused(
         executors.resolve(spec, RuntimeConfig(context=129))
     with pytest.raises(UnsupportedError, match="avx2"):
         executors.resolve(spec, RuntimeConfig(isa="avx2"))
+
+
+def test_masked_rows_take_the_best_that_is_allowed(
+    models: dict[str, tuple[DecoderSpec, MemorySource]],
+) -> None:
+    spec, source = models["llama"]
+    runner = Runner(executors.load_reference(source, spec, CONFIG), 2)
+    texts = [text(1)[:5], text(2)[:5]]
+    runner.batch.mask[1, 1] = 0b1010 << 8
+    runner.batch.mask_state[1] = MASK_READY
+    runner.feed([(0, tokens) for tokens in texts])
+    logits = np.array(runner.batch.logits)
+    result = runner.feed([(0, tokens) for tokens in texts], WANT_TOKEN)
+    tokens = result.token.reshape(2, 5)
+    assert tokens[0].tolist() == logits[:5].argmax(axis=1).tolist()
+    assert tokens[1].tolist() == [41 + 2 * int(row[43] > row[41]) for row in logits[5:10]]

@@ -14,6 +14,7 @@ from octavo.backends.base import (
     WANT_TOKEN,
     StepBatch,
     StepResult,
+    allowed_tokens,
 )
 from octavo.core.errors import InternalError, UnsupportedError
 
@@ -45,10 +46,14 @@ def fill(batch: StepBatch, rows: I32, logits: F32, hidden: F32) -> StepResult:
     want = batch.want[rows]
     _store(batch.logits, logits, (want & WANT_LOGITS) != 0, "logits")
     _store(batch.hidden, hidden, (want & WANT_HIDDEN) != 0, "hidden")
+    sequence = np.searchsorted(batch.row_start[1 : batch.n_seqs + 1], rows, side="right")
     greedy = logits.argmax(axis=-1).astype(np.int32)  # the lowest id wins a tie
     token = np.where(want & WANT_TOKEN, greedy, -1).astype(np.int32)
+    for i in np.flatnonzero(want & WANT_TOKEN).tolist():
+        allowed = allowed_tokens(batch, int(sequence[i]), logits.shape[-1])
+        if allowed is not None:
+            token[i] = np.where(allowed, logits[i], -np.inf).argmax()
     result = StepResult(len(rows), rows, token, *_empty(len(rows)))
-    sequence = np.searchsorted(batch.row_start[1 : batch.n_seqs + 1], rows, side="right")
     for i in np.flatnonzero(want & (WANT_LOGPROBS | WANT_TARGET)).tolist():
         scored = batch.target[rows[i]] if want[i] & WANT_TARGET else token[i]
         _score(result, i, _log_softmax(logits[i]), int(scored))
