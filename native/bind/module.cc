@@ -21,6 +21,7 @@ using namespace octavo;
 
 template <class T, int kDims>
 using In = nb::ndarray<const T, nb::ndim<kDims>, nb::c_contig, nb::device::cpu>;
+using Bytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Floats = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 void bind_model(nb::module_& m);         // bind/model.cc
@@ -85,6 +86,19 @@ RowsOut rows_out(const nb::object& buffer, int width) {
   return {array.data(), static_cast<int>(array.shape(0))};
 }
 
+// The ids, once they and the size of the caller's bytes are known to be right.
+std::vector<int32_t> block_ids(const KvCache& cache, int group, const In<int32_t, 1>& blocks,
+                               size_t bytes) {
+  if (group < 0 || group >= cache.groups()) throw nb::value_error("there is no such KV group");
+  std::vector<int32_t> ids(blocks.data(), blocks.data() + blocks.size());
+  for (const int32_t id : ids)
+    if (id < 0 || id >= cache.blocks(group))
+      throw nb::value_error(("there is no block " + std::to_string(id)).c_str());
+  if (bytes != ids.size() * static_cast<size_t>(cache.block_bytes(group)))
+    throw nb::value_error("the bytes are not those of so many blocks");
+  return ids;
+}
+
 void bind_executor(nb::module_& m) {
   nb::class_<Executor>(m, "Executor")
       .def(nb::init<ModelDesc, RuntimeDesc>(), "model"_a, "runtime"_a)
@@ -112,6 +126,24 @@ void bind_executor(nb::module_& m) {
             e.cache().copy(group, source, destination);
           },
           "group"_a, "source"_a, "destination"_a)
+      .def(
+          "read_blocks",
+          [](const Executor& e, int group, const In<int32_t, 1>& blocks, Bytes out) {
+            const KvCache& cache = e.cache();
+            const std::vector<int32_t> ids = block_ids(cache, group, blocks, out.size());
+            const nb::gil_scoped_release release;
+            cache.read(group, ids, out.data());
+          },
+          "group"_a, "blocks"_a, "out"_a)
+      .def(
+          "write_blocks",
+          [](Executor& e, int group, const In<int32_t, 1>& blocks, const In<uint8_t, 1>& data) {
+            KvCache& cache = e.cache();
+            const std::vector<int32_t> ids = block_ids(cache, group, blocks, data.size());
+            const nb::gil_scoped_release release;
+            cache.write(group, ids, data.data());
+          },
+          "group"_a, "blocks"_a, "data"_a)
       .def(
           "reset_slot",
           [](Executor& e, int slot, const In<int32_t, 1>& prompt, const In<int32_t, 1>& output) {

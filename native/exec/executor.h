@@ -28,6 +28,7 @@ class Executor {
 
   ThreadPool& pool() { return pool_; }
   KvCache& cache() { return cache_; }
+  const KvCache& cache() const { return cache_; }
   Step& state() { return step_; }
   const Plan& plan() const { return plan_; }
 

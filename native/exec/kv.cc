@@ -43,4 +43,33 @@ void KvCache::copy(int group, int source, int destination) {
   }
 }
 
+int64_t KvCache::block_bytes(int group) const {
+  int64_t bytes = 0;
+  for (size_t i = 0; i < layers_.size(); ++i)
+    if (group_of_layer_[i] == group) bytes += layers_[i].block_stride;
+  return bytes;
+}
+
+void KvCache::read(int group, const std::vector<int32_t>& blocks, uint8_t* out) const {
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    if (group_of_layer_[i] != group) continue;
+    const KvLayerView& kv = layers_[i];
+    for (const int32_t block : blocks) {
+      std::memcpy(out, kv.base + block * kv.block_stride, static_cast<size_t>(kv.block_stride));
+      out += kv.block_stride;
+    }
+  }
+}
+
+void KvCache::write(int group, const std::vector<int32_t>& blocks, const uint8_t* in) {
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    if (group_of_layer_[i] != group) continue;
+    const KvLayerView& kv = layers_[i];
+    for (const int32_t block : blocks) {
+      std::memcpy(kv.base + block * kv.block_stride, in, static_cast<size_t>(kv.block_stride));
+      in += kv.block_stride;
+    }
+  }
+}
+
 }  // namespace octavo

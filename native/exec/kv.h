@@ -21,6 +21,11 @@ class KvCache {
   // Copies one block in all layers of a group.
   void copy(int group, int source, int destination);
 
+  // Blocks of a group to and from bytes outside: layer after layer, in each the blocks in order.
+  int64_t block_bytes(int group) const;  // over all layers
+  void read(int group, const std::vector<int32_t>& blocks, uint8_t* out) const;
+  void write(int group, const std::vector<int32_t>& blocks, const uint8_t* in);
+
  private:
   Arena arena_;
   std::vector<KvLayerView> layers_;

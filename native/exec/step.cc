@@ -131,7 +131,7 @@ void Step::prepare(const StepArrays& arrays, int n_seqs, const RowsOut& logits,
   int n_logits = 0, n_hidden = 0;
   for (Wanted& w : wanted_) {
     if ((w.want & kLogits) != 0) w.logits_index = n_logits++;
-    if ((w.want & kHidden) != 0) w.hidden_index = n_hidden++;
+    if ((w.want & (kHidden | kNormed)) != 0) w.hidden_index = n_hidden++;
   }
   check(n_logits <= logits.rows, "rows that want logits", n_logits, "more than batch.logits has");
   check(n_hidden <= hidden.rows, "rows that want hidden", n_hidden, "more than batch.hidden has");

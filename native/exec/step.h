@@ -32,7 +32,14 @@ constexpr int kWarmBytes = 4096;     // of the next matrix, fetched before a thr
 constexpr int kMaxLogprobs = 20;
 
 // Row flags of StepBatch.want.
-enum Want : uint8_t { kToken = 1, kLogprobs = 2, kLogits = 4, kTarget = 8, kHidden = 16 };
+enum Want : uint8_t {
+  kToken = 1,
+  kLogprobs = 2,
+  kLogits = 4,
+  kTarget = 8,
+  kHidden = 16,
+  kNormed = 32
+};
 
 // StepBatch.mask_state.
 enum MaskState : int32_t { kNoMask = 0, kPending = 1, kReady = 2 };

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from octavo.core.errors import OctavoError, OverloadedError, RequestError, UnavailableError
 from octavo.engine.process import ProcessClient
-from octavo.engine.request import Request, SamplingParams
+from octavo.engine.request import CachePolicy, Mark, Request, SamplingParams
 from support.fakes import FakeModel
 
 TESTS = Path(__file__).parents[1]
@@ -86,6 +87,24 @@ def test_a_killed_engine_fails_what_it_had_and_comes_back(start):
     with client.generate(request("b")) as stream:
         tokens = [t for output in stream for t in output.tokens]
     assert tokens == FakeModel(7).answer(request("b"), 0, 24)
+
+
+def test_a_killed_engine_loses_no_pinned_prefix(start, tmp_path):
+    client = start(delay=0.02, store=str(tmp_path))
+    client.wait_ready()
+    kept = CachePolicy(marks=(Mark(8, 60.0, "rules"),))
+    stream = client.generate(replace(request("a", size=10), cache=kept))
+    next(stream)  # what it pinned is on disk now
+    os.kill(client.health().pid, signal.SIGKILL)
+    with pytest.raises(UnavailableError):
+        list(stream)
+    client.wait_ready()
+    with client.generate(request("b", size=10)) as stream:
+        outputs = list(stream)
+    assert outputs[0].cache.read == 8
+    assert [t for o in outputs for t in o.tokens] == FakeModel(7).answer(
+        request("b", size=10), 0, 24
+    )
 
 
 def test_a_submission_while_the_engine_starts_is_refused(start):

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from zlib import crc32
 
 import numpy as np
@@ -30,6 +31,7 @@ from octavo.core.errors import ModelFileError
 from octavo.engine.engine import Engine
 from octavo.engine.request import Request, SamplingParams, TokenLogprobs
 from octavo.engine.sampling import Counts, Draw, Sampled, raw_logprobs, sample_reference
+from octavo.engine.store import PrefixStore
 from octavo.spec.decoder import AttentionSpec, DecoderSpec, DenseMlp, LayerSpec, RopeSpec
 
 
@@ -41,7 +43,7 @@ def tiny_spec(vocab: int, max_positions: int = 64) -> DecoderSpec:
 
 def layout_of(windows: Sequence[int | None], block_size: int) -> KvLayout:
     groups = tuple(KvGroup((i,), 1, 2, window) for i, window in enumerate(windows))
-    return KvLayout(groups, block_size, "fp32", "fake", (16 * block_size,) * len(groups))
+    return KvLayout(groups, block_size, "fp32", "fake", (8 * block_size,) * len(groups))
 
 
 @dataclass(frozen=True)
@@ -221,6 +223,13 @@ class FakeExecutor:
         for source, target in pairs:
             self.cache[group][target] = self.cache[group][source]
 
+    def read_blocks(self, group: int, blocks: Sequence[int]) -> bytes:
+        return self.cache[group][list(blocks)].tobytes()
+
+    def write_blocks(self, group: int, blocks: Sequence[int], data: bytes) -> None:
+        shape = (len(blocks), self.config.block_size)
+        self.cache[group][list(blocks)] = np.frombuffer(data, np.int64).reshape(shape)
+
     def reset_state(self, slot: int, prompt: Sequence[int], output: Sequence[int]) -> None:
         for counts, tokens in ((self.prompt_counts, prompt), (self.output_counts, output)):
             counts[slot] = np.bincount(np.array(tokens, int), minlength=self.model.vocab)
@@ -289,6 +298,12 @@ class NullExecutor:
     def copy_blocks(self, group: int, pairs: Sequence[tuple[int, int]]) -> None:
         pass
 
+    def read_blocks(self, group: int, blocks: Sequence[int]) -> bytes:
+        return bytes(len(blocks) * self.layout.block_bytes[group])
+
+    def write_blocks(self, group: int, blocks: Sequence[int], data: bytes) -> None:
+        pass
+
     def reset_state(self, slot: int, prompt: Sequence[int], output: Sequence[int]) -> None:
         pass
 
@@ -310,14 +325,15 @@ def fake_executor(
     return FakeExecutor(FakeModel(vocab, windows), config, (kv_blocks,) * len(windows))
 
 
-def fake_engine(delay: float = 0.0, **config: object) -> Engine:
-    """For a child process: an engine on a fake executor, each of whose steps takes `delay` s."""
+def fake_engine(delay: float = 0.0, store: str = "", **config: object) -> Engine:
+    """For a child process: an engine on a fake executor, each of whose steps takes `delay` s.
+    `store` is the directory of its prefix store."""
     defaults = {"max_tokens": 6, "max_seqs": 3, "context": 24, "block_size": 4}
     executor = fake_executor(config=RuntimeConfig(**{**defaults, **config}))
     if delay:
         step = executor.step
         executor.step = lambda batch: (time.sleep(delay), step(batch))[1]
-    return Engine(executor)
+    return Engine(executor, store=PrefixStore(Path(store), "fake" * 8) if store else None)
 
 
 def broken_engine() -> Engine:

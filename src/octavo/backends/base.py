@@ -38,6 +38,7 @@ WANT_LOGPROBS = 2  # log-probability of the sampled (or target) token and of the
 WANT_LOGITS = 4  # all logits, raw (before bias, penalties, temperature), into StepBatch.logits
 WANT_TARGET = 8  # log-probability of `target` under the raw distribution (scoring)
 WANT_HIDDEN = 16  # the hidden state after the last layer that ran, into StepBatch.hidden
+WANT_NORMED = 32  # the same behind the final norm, what the head reads; instead of WANT_HIDDEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +243,15 @@ class Executor(Protocol):
 
     def copy_blocks(self, group: int, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy whole blocks (source, destination) of one group, before the next step."""
+
+    def read_blocks(self, group: int, blocks: Sequence[int]) -> bytes:
+        """What whole blocks of a group hold, block_bytes[group] each: as opaque as `layout_id`
+        says, and right for `write_blocks` of any executor with the same model, formats and kernels.
+        Between steps."""
+
+    def write_blocks(self, group: int, blocks: Sequence[int], data: bytes) -> None:
+        """Put back what `read_blocks` gave for as many blocks. Raises InternalError, and writes
+        nothing, when the size or a block is wrong."""
 
     def reset_state(self, slot: int, prompt: Sequence[int], output: Sequence[int]) -> None:
         """Set a state slot's token counts, prompt and output apart. Slots: config.max_seqs.

@@ -62,6 +62,7 @@ def _word(name: str, default: str, text: str) -> Decorator:
 @_count("--max-num-batched-tokens", 1, 65536, 512, "Rows of a step at most.")
 @_count("--kv-tokens", 0, None, 0, "Tokens of the KV cache. [default: four contexts or less]")
 @_count("--max-waiting", 0, None, 256, "Requests that may wait, more get a 429; 0 is any number.")
+@_word("--prefix-store", "", "Directory that keeps pinned prefixes over a restart.")
 @_count("--max-body", 1024, None, 32 << 20, "Bytes of a request at most.")
 @_words("--allowed-origins", "Origins of browsers that may call. [default: none]")
 @click.option("--metrics-compat", is_flag=True, help="Show metrics under vLLM's names too.")
@@ -81,7 +82,10 @@ def command(model: str, metrics_compat: bool, as_json: bool) -> None:
     )  # fmt: skip
     listener = open_socket(_kept("host"), _kept("port"))
     with listener:
-        served = serve_model(model, _config(), _kept("served_model_name"), _kept("max_waiting"))
+        served = serve_model(
+            model, _config(), _kept("served_model_name"), _kept("max_waiting"),
+            _kept("prefix_store"),
+        )  # fmt: skip
         run(served, settings, listener, lambda: _announce(listener, served, as_json))
 
 

@@ -286,6 +286,22 @@ class Lease:
         self._room = 0
         self.stamp = next(self._pool._stamps)
 
+    def occupy(self, first: Sequence[int], n_blocks: int) -> bool:
+        """Hold n_blocks whole fresh blocks, of each group only those from first[group] on, or
+        change nothing and return False. The lease is empty before."""
+        if self._n_tokens:
+            raise InternalError("a lease that holds tokens can't be given others")
+        for start, pool in zip(first, self._pool.groups, strict=True):
+            if n_blocks - start > pool.free:
+                return False
+        for group, pool in enumerate(self._pool.groups):
+            for index in range(first[group], n_blocks):
+                self._table[group, index] = pool.take()
+        self._first, self._room = list(first), 0
+        self._n_blocks, self._n_tokens = n_blocks, n_blocks * self._pool.block_size
+        self.stamp = next(self._pool._stamps)
+        return True
+
     def fork(self) -> Lease:
         """A second lease on the same blocks. Either copies a block before it writes there."""
         if self._copies:

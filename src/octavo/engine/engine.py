@@ -16,17 +16,19 @@ from octavo.engine.deadlines import Deadlines
 from octavo.engine.fill import Filler, check_bias, max_blocks
 from octavo.engine.pace import Pace
 from octavo.engine.prefix import PrefixCache
-from octavo.engine.prefixes import Prefixes
+from octavo.engine.prefixes import PIN_SHARE, Prefixes, Shelf
 from octavo.engine.request import Output, Request
 from octavo.engine.scheduler import Limits, Scheduler
 from octavo.engine.sequence import StepPlan
-from octavo.engine.stats import EngineStats, read_stats
+from octavo.engine.stats import EngineStats, LastStep, read_stats
+from octavo.engine.store import PrefixStore
 
 
 class Engine:
     """Submit requests, then step while there is work. Single-threaded: clients add threads.
 
-    With `prefix_cache`, blocks keep their content for later requests that begin alike.
+    With `prefix_cache`, blocks keep their content for later requests that begin alike; `store`
+    keeps what is pinned on disk; `pin_share` is what all pins may hold of each pool.
 
     `validate` reads only what never changes, and may be called from any thread; `cancel` too.
     `vocabulary` is read when the first request with a grammar comes; without it none is served.
@@ -41,13 +43,18 @@ class Engine:
         clock: Callable[[], float] = time.perf_counter,
         prefix_cache: bool = True,
         vocabulary: Callable[[], Vocabulary] | None = None,
+        store: PrefixStore | None = None,
+        pin_share: float = PIN_SHARE,
     ) -> None:
         config, layout = executor.config, executor.layout
         self.limits = limits or Limits(config.max_tokens, config.max_seqs, config.context)
         blocks = max_blocks(self.limits.context, layout.block_size)
         pool = KvPool(layout, executor.kv_blocks, blocks, caching=prefix_cache)
         self.executor = executor
-        self.prefixes = Prefixes(PrefixCache(pool), clock) if prefix_cache else None
+        shelf = None if store is None else Shelf(store, executor)
+        self.prefixes = (
+            Prefixes(PrefixCache(pool), clock, pin_share, shelf) if prefix_cache else None
+        )
         cache = None if self.prefixes is None else self.prefixes.cache
         self._grammars = Grammars(vocabulary, executor.spec.vocab)
         self._masks = MaskFiller()
@@ -60,6 +67,7 @@ class Engine:
         self._filler = Filler(executor, blocks)
         self._lock = threading.RLock()  # guards the next; reentrant, as the collector may cancel
         self._in_step: StepPlan | None = None
+        self.last = LastStep()
 
     def validate(self, request: Request) -> None:
         """Raises RequestError, naming the field, when the request can't be served."""
@@ -83,6 +91,8 @@ class Engine:
         check_bias(request)
         seeded = with_seed(request)
         self.scheduler.submit(seeded)
+        if self.prefixes is not None:
+            self.prefixes.restore(seeded)
         self._deadlines.add(seeded)
         return seeded
 
@@ -139,6 +149,7 @@ class Engine:
             self._masks.end()
             self._leave()
         rows, sequences = int(batch.row_start[batch.n_seqs]), batch.n_seqs
+        self.last = LastStep(rows, sequences, seconds)
         if rows > sequences:  # a step of decodes can't be cut
             self.pace.note(rows, sequences, seconds, full=plan.budget <= 0)
         return result
@@ -160,7 +171,7 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """Counters and gauges, between steps."""
-        return read_stats(self.scheduler, self.prefixes)
+        return read_stats(self.scheduler, self.prefixes, self.pace, self.last)
 
     def check(self) -> None:
         """Invariants of scheduler and pools, between steps. Raises InternalError."""

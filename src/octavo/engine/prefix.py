@@ -17,7 +17,7 @@ a prefix; a prefix counts as cached when every group has all that the next query
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -107,6 +107,8 @@ class Pin:
     tokens: tuple[int, ...]
     lease: Lease
     until: float
+    salt: str = ""
+    restored: bool = False  # from a store, not computed
 
 
 class PrefixCache:
@@ -193,8 +195,29 @@ class PrefixCache:
         lease = self.pool.lease()
         self.adopt(lease, chain, n_tokens)
         self.unpin(name)
-        self.pins[name] = Pin(name, tuple(tokens[:n_tokens]), lease, until)
+        self.pins[name] = Pin(name, tuple(tokens[:n_tokens]), lease, until, salt)
         return self.pins[name]
+
+    def first_blocks(self, n_blocks: int) -> tuple[int, ...]:
+        """Per group, the first of n_blocks blocks that a query behind them reads."""
+        return tuple(self._first(group, n_blocks) for group in range(len(self._groups)))
+
+    def restore(
+        self, salt: str, tokens: Sequence[int], write: Callable[[int, list[int]], None]
+    ) -> bool:
+        """Name blocks whose content `write` (group, blocks) puts there; False, and nothing is
+        changed, when too few are free. They are free and found, until others need them."""
+        n_blocks = len(tokens) // self.pool.block_size
+        first, lease = self.first_blocks(n_blocks), self.pool.lease()
+        try:
+            if not lease.occupy(first, n_blocks):
+                return False
+            for group, start in enumerate(first):
+                write(group, lease.table(group)[start:].tolist())
+            self.publish(lease, self.chain(salt), tokens, 0, n_blocks)
+        finally:
+            lease.release()
+        return True
 
     def unpin(self, name: str) -> bool:
         pin = self.pins.pop(name, None)

@@ -1,49 +1,166 @@
 """Prefixes that stay: pins with a time to live, made from a request's marks.
 
-A pin holds blocks that requests then can't use, so all pins together get at most half of each
+A pin holds blocks that requests then can't use, so all pins together get at most a share of each
 pool; a mark beyond that is not kept, and `refused` counts it. When a request can't be served
 otherwise, the pin that ends first is given up.
+
+With a store, what is pinned is written before the request that asked for it hears of its first
+token, and read again, in this process or a later one, when a request begins with it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
+from octavo.backends.base import Executor
 from octavo.engine.prefix import Pin, PrefixCache, root_of
 from octavo.engine.request import Mark, Request
+from octavo.engine.store import PrefixStore, Stored
 
-_SHARE = 0.5  # of a pool that pins may hold
+PIN_SHARE = 0.5  # of a pool that pins may hold
+
+
+@dataclass(frozen=True, slots=True)
+class NamedPrefix:
+    """A prefix that is kept. tokens: how many, whole blocks; seconds: left at least; held: in the
+    cache now; stored: on disk."""
+
+    name: str
+    salt: str
+    tokens: int
+    seconds: float
+    held: bool
+    stored: bool
 
 
 class Prefixes:
     """The prefix cache as applications see it: names, times, and how well it does."""
 
-    def __init__(self, cache: PrefixCache, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        cache: PrefixCache,
+        clock: Callable[[], float],
+        share: float = PIN_SHARE,
+        shelf: Shelf | None = None,
+    ) -> None:
         self.cache = cache
-        self._clock = clock
+        self._clock, self._share, self._shelf = clock, share, shelf
         self.refused = 0
+        self.restored = 0  # tokens, since the start
 
     def keep(self, request: Request, mark: Mark) -> Pin | None:
         """Pin what a mark asks for, or count it as refused."""
         tokens = request.prompt[: mark.tokens]
-        name = mark.name or root_of(request.cache.salt, *map(str, tokens)).hex()
-        until = self._clock() + mark.ttl
-        pin = self.cache.pin(name, request.cache.salt, tokens, until)
+        salt, until = request.cache.salt, self._clock() + mark.ttl
+        name = mark.name or root_of(salt, *map(str, tokens)).hex()
+        pin = self._renewed(name, salt, tokens, until) or self._pin(name, salt, tokens, until)
+        self.refused += pin is None
+        if pin is not None and self._shelf is not None:
+            self._shelf.save(pin, mark.ttl)
+        return pin
+
+    def _pin(self, name: str, salt: str, tokens: tuple[int, ...], until: float) -> Pin | None:
+        pin = self.cache.pin(name, salt, tokens, until)
         if pin is not None and self._too_much():
             self.cache.unpin(name)
-            pin = None
-        self.refused += pin is None
+            return None
+        return pin
+
+    def _renewed(self, name: str, salt: str, tokens: tuple[int, ...], until: float) -> Pin | None:
+        """The pin of that name, if it holds just that."""
+        pin, size = self.cache.pins.get(name), self.cache.pool.block_size
+        if pin is None or (pin.salt, pin.tokens) != (salt, tokens[: len(tokens) // size * size]):
+            return None
+        pin.until = until
         return pin
 
     def _too_much(self) -> bool:
         pools = self.cache.pool.groups
         held = self.cache.pinned_blocks
-        return any(n > _SHARE * pool.n_blocks for n, pool in zip(held, pools, strict=True))
+        return any(n > self._share * pool.n_blocks for n, pool in zip(held, pools, strict=True))
+
+    def restore(self, request: Request) -> None:
+        """Fetch what the store has of a request's prompt, unless as much is cached."""
+        if self._shelf is None or not request.cache.read:
+            return
+        salt, prompt = request.cache.salt, request.prompt
+        found = self._shelf.store.find(salt, prompt)
+        if found is None:
+            return
+        tokens = found.header.tokens
+        if self.cache.match(self.cache.chain(salt), prompt, len(tokens)) == len(tokens):
+            return
+        if self._shelf.load(found, self.cache):
+            until = self._clock() + found.header.ttl
+            self.restored += len(tokens)
+            pin = self._pin(found.header.name, salt, tokens, until)
+            if pin is not None:
+                pin.restored = True
 
     def expire(self) -> None:
         if self.cache.pins:
             self.cache.expire(self._clock())
 
-    def drop(self, name: str) -> bool:
-        """Let a named prefix go; whether there was one."""
-        return self.cache.unpin(name)
+    def drop(self, name: str, salt: str = "") -> bool:
+        """Let a named prefix go, from the store too; whether there was one."""
+        stored = self._shelf is not None and self._shelf.store.drop(salt, name)
+        return self.cache.unpin(name) or stored
+
+    def named(self) -> list[NamedPrefix]:
+        """All that are held or stored, by name."""
+        now = self._clock()
+        on_disk = {} if self._shelf is None else self._shelf.held()
+        found = {
+            (pin.salt, pin.name): NamedPrefix(
+                pin.name, pin.salt, len(pin.tokens), pin.until - now, True,
+                (pin.salt, pin.name) in on_disk,
+            )
+            for pin in self.cache.pins.values()
+        }  # fmt: skip
+        for key, entry in on_disk.items():
+            held = entry.header
+            found.setdefault(
+                key, NamedPrefix(held.name, held.salt, len(held.tokens), held.ttl, False, True)
+            )
+        return sorted(found.values(), key=lambda prefix: (prefix.name, prefix.salt))
+
+
+class Shelf:
+    """The store, and the executor whose blocks go there and come from there."""
+
+    def __init__(self, store: PrefixStore, executor: Executor) -> None:
+        self.store, self._executor = store, executor
+
+    def held(self) -> dict[tuple[str, str], Stored]:
+        return {(entry.header.salt, entry.header.name): entry for entry in self.store.stored()}
+
+    def save(self, pin: Pin, ttl: float) -> None:
+        """Write a pin's blocks, unless just these are stored."""
+        layout = self._executor.layout
+        tables = [pin.lease.table(group) for group in range(len(layout.groups))]
+        firsts = [int((table < 0).sum()) for table in tables]
+        pairs = zip(firsts, tables, layout.block_bytes, strict=True)
+        blocks = [(first, (table.size - first) * size) for first, table, size in pairs]
+        header = self.store.header(pin.name, pin.salt, pin.tokens, ttl, layout.block_size, blocks)
+        if not self.store.has(header):
+            read = self._executor.read_blocks
+            held = [table[first:].tolist() for first, table in zip(firsts, tables, strict=True)]
+            self.store.save(header, [read(group, ids) for group, ids in enumerate(held)])
+
+    def load(self, entry: Stored, cache: PrefixCache) -> bool:
+        """Put a stored prefix into free blocks, which then have their names."""
+        header, layout = entry.header, self._executor.layout
+        first = cache.first_blocks(len(header.tokens) // layout.block_size)
+        counts = [len(header.tokens) // layout.block_size - start for start in first]
+        sizes = tuple(n * size for n, size in zip(counts, layout.block_bytes, strict=True))
+        if (header.block_size, header.first, header.sizes) != (layout.block_size, first, sizes):
+            return False
+        data = self.store.load(entry)
+        if data is None:
+            return False
+
+        def write(group: int, blocks: list[int]) -> None:
+            self._executor.write_blocks(group, blocks, data[group])
+
+        return cache.restore(header.salt, header.tokens, write)

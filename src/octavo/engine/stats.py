@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
+from octavo.engine.pace import Pace
 from octavo.engine.prefixes import Prefixes
 from octavo.engine.scheduler import Scheduler
+
+
+class LastStep(NamedTuple):
+    """What the last step was. rows: tokens; seconds: in the executor."""
+
+    rows: int = 0
+    sequences: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
     """running, waiting: sequences. kv_usage: share of blocks in use, of the fullest group.
-    preemptions: since the start. prefix_queried, prefix_hit: tokens since the start. pins: prefixes
-    held for a time; pins_refused: marks that found no room."""
+    preemptions: since the start. prefix_queried, prefix_hit, prefix_restored: tokens since the
+    start, the last those that came from the store. pins: prefixes held for a time; pins_refused:
+    marks that found no room. prefill_rows: what a step may have besides its decodes, as chosen from
+    the times of the last steps. step_rows, step_sequences, step_seconds: of the last step."""
 
     running: int = 0
     waiting: int = 0
@@ -22,20 +34,34 @@ class EngineStats:
     prefix_hit: int = 0
     pins: int = 0
     pins_refused: int = 0
+    prefix_restored: int = 0
+    prefill_rows: int = 0
+    step_rows: int = 0
+    step_sequences: int = 0
+    step_seconds: float = 0.0
 
 
-def read_stats(scheduler: Scheduler, prefixes: Prefixes | None) -> EngineStats:
-    usage = max(1 - pool.free / max(pool.n_blocks, 1) for pool in scheduler.pool.groups)
+def read_stats(
+    scheduler: Scheduler, prefixes: Prefixes | None, pace: Pace, last: LastStep
+) -> EngineStats:
+    stats = EngineStats(
+        running=scheduler.running,
+        waiting=scheduler.waiting,
+        kv_usage=max(1 - pool.free / max(pool.n_blocks, 1) for pool in scheduler.pool.groups),
+        preemptions=scheduler.preemptions,
+        prefill_rows=pace.rows,
+        step_rows=last.rows,
+        step_sequences=last.sequences,
+        step_seconds=last.seconds,
+    )
     if prefixes is None:
-        return EngineStats(scheduler.running, scheduler.waiting, usage, scheduler.preemptions)
+        return stats
     cache = prefixes.cache
-    return EngineStats(
-        scheduler.running,
-        scheduler.waiting,
-        usage,
-        scheduler.preemptions,
-        cache.queried,
-        cache.hit,
-        len(cache.pins),
-        prefixes.refused,
+    return replace(
+        stats,
+        prefix_queried=cache.queried,
+        prefix_hit=cache.hit,
+        pins=len(cache.pins),
+        pins_refused=prefixes.refused,
+        prefix_restored=prefixes.restored,
     )

@@ -24,11 +24,15 @@ from octavo.engine.constraint import Vocabulary, vocabulary_of
 from octavo.engine.engine import Engine
 from octavo.engine.request import Output, Request
 from octavo.engine.scheduler import Limits
+from octavo.engine.store import PrefixStore, identity
 from octavo.engine.wire import Abort, Failed, Load, Outputs, Ready, Stop, Submit, Unpin, Wire
 
 
-def load_native(path: str, config: dict[str, Any], max_waiting: int = 0) -> Engine:
-    """An engine over the native executor for the model at a path."""
+def load_native(
+    path: str, config: dict[str, Any], max_waiting: int = 0, prefix_store: str = ""
+) -> Engine:
+    """An engine over the native executor for the model at a path. `prefix_store` is a directory,
+    or empty for none."""
     from octavo.backends.native.backend import load
     from octavo.io.checkpoint import open_model
 
@@ -37,7 +41,10 @@ def load_native(path: str, config: dict[str, Any], max_waiting: int = 0) -> Engi
         executor, end = load(opened.spec, opened.source, wanted), opened.eos_ids
     got = executor.config
     limits = Limits(got.max_tokens, got.max_seqs, got.context, max_waiting)
-    return Engine(executor, limits, vocabulary=lambda: _vocabulary(Path(path), end))
+    store = None
+    if prefix_store:
+        store = PrefixStore(Path(prefix_store), identity(executor, Path(path)))
+    return Engine(executor, limits, vocabulary=lambda: _vocabulary(Path(path), end), store=store)
 
 
 def _vocabulary(path: Path, end: Sequence[int]) -> Vocabulary:

@@ -26,9 +26,14 @@ _DRAIN_SECONDS = 30
 
 
 def serve_model(
-    model: str, config: RuntimeConfig, names: Sequence[str] = (), max_waiting: int = 256
+    model: str,
+    config: RuntimeConfig,
+    names: Sequence[str] = (),
+    max_waiting: int = 256,
+    prefix_store: str = "",
 ) -> ServedModel:
-    """Load a model in a process of its own. Raises what keeps it from loading."""
+    """Load a model in a process of its own. Raises what keeps it from loading. `prefix_store`: a
+    directory that keeps pinned prefixes, or empty."""
     path = resolve_model(model)
     header = read_header(path)
     tokenizer = load_tokenizer(path, header.metadata if header.kind == "gguf" else None)
@@ -36,6 +41,7 @@ def serve_model(
         "path": str(path),
         "config": dataclasses.asdict(config),
         "max_waiting": max_waiting,
+        "prefix_store": prefix_store,
     }
     client = ProcessClient("octavo.engine.worker:load_native", arguments)
     ready = client.wait_ready()

@@ -37,7 +37,14 @@ class _Gauges(Collector):
         yield self._gauge("num_requests_waiting", "Sequences that wait.", stats.waiting)
         yield self._gauge("kv_cache_usage_perc", "KV blocks in use, 1 is all.", stats.kv_usage)
         yield self._gauge("prefix_cache_pins", "Prefixes held for a time.", stats.pins)
+        yield self._gauge(
+            "step_prefill_rows", "Tokens of prompts that a step may have now.", stats.prefill_rows
+        )
+        yield self._gauge("step_rows", "Tokens of the last step.", stats.step_rows)
+        yield self._gauge("step_sequences", "Sequences of the last step.", stats.step_sequences)
+        yield self._gauge("step_seconds", "How long the last step took.", stats.step_seconds)
         counters = (
+            ("prefix_cache_restored", "Prompt tokens read from the store.", stats.prefix_restored),
             ("num_preemptions", "Sequences that gave up their blocks.", stats.preemptions),
             ("prefix_cache_queries", "Prompt tokens looked up.", stats.prefix_queried),
             ("prefix_cache_hits", "Prompt tokens found.", stats.prefix_hit),

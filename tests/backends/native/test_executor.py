@@ -17,6 +17,7 @@ from octavo.backends.base import (
     MASK_READY,
     WANT_HIDDEN,
     WANT_LOGITS,
+    WANT_NORMED,
     WANT_TARGET,
     WANT_TOKEN,
     RuntimeConfig,
@@ -25,7 +26,7 @@ from octavo.backends.base import (
 )
 from octavo.backends.native.executor import NativeExecutor
 from octavo.core.errors import InternalError, UnsupportedError
-from octavo.spec.decoder import DecoderSpec
+from octavo.spec.decoder import DecoderSpec, Role
 from support.native_models import (
     Chunk,
     RandomSource,
@@ -383,3 +384,49 @@ def test_a_mask_needs_room_in_the_batch() -> None:
     with pytest.raises(InternalError, match="mask"):
         executor.step(batch)
     executor.close()
+
+
+@pytest.mark.parametrize("spec", [llama_like(), gemma_like()], ids=["llama", "gemma"])
+def test_blocks_that_were_read_and_written_elsewhere_give_the_same_logits(spec: DecoderSpec):
+    executor = load_native(spec, CONFIG)
+    tokens = list(range(3, 40))
+    whole = text_logits(executor, tokens, 64)
+    layout = executor.layout
+    for group in range(len(layout.groups)):
+        data = executor.read_blocks(group, [0, 1])
+        assert len(data) == 2 * layout.block_bytes[group]
+        executor.write_blocks(group, [4, 3], data)
+        assert executor.read_blocks(group, [3]) == executor.read_blocks(group, [1])
+    batch = new_batch(executor)
+    lay_out(batch, [Chunk(tokens[32:], 32, 5)])
+    batch.block_table[:, 0, :3] = 4, 3, 5
+    batch.logits = np.zeros((5, spec.vocab), np.float32)
+    executor.step(batch)
+    np.testing.assert_array_equal(batch.logits, whole[32:])
+
+
+def test_blocks_of_a_wrong_size_or_number_are_refused():
+    executor = load_native(llama_like(), CONFIG)
+    data = executor.read_blocks(0, [0])
+    for group, blocks, given in ((0, [1], data[1:]), (0, [-1], data), (0, [10**6], data)):
+        with pytest.raises(InternalError, match="blocks of group"):
+            executor.write_blocks(group, blocks, given)
+    with pytest.raises(InternalError, match="no block 1000000"):
+        executor.read_blocks(0, [10**6])
+
+
+def test_states_behind_the_final_norm_are_those_the_head_reads():
+    spec = llama_like()
+    executor = load_native(spec, CONFIG)
+    tokens = list(range(3, 30))
+    states = [np.zeros((len(tokens), spec.hidden), np.float32) for _ in range(2)]
+    for want, out in zip((WANT_HIDDEN, WANT_NORMED), states, strict=True):
+        batch = new_batch(executor)
+        lay_out(batch, [Chunk(tokens, 0, 0)], want)
+        batch.hidden = out
+        executor.step(batch)
+    norm = RandomSource(spec).tensor(Role("final_norm")).float32()
+    hidden, normed = states
+    scale = np.sqrt((hidden.astype(np.float64) ** 2).mean(-1, keepdims=True) + spec.norm_eps)
+    # the sum of squares has one rounding a term, the product two more
+    np.testing.assert_allclose(normed, hidden / scale * norm, rtol=(spec.hidden + 4) * 2**-24)

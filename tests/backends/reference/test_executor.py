@@ -21,7 +21,7 @@ from octavo.backends.base import (
     RuntimeConfig,
     StepBatch,
 )
-from octavo.core.errors import UnsupportedError
+from octavo.core.errors import InternalError, UnsupportedError
 from octavo.spec.config_reader import ConfigReader
 from octavo.spec.decoder import DecoderSpec
 from octavo.spec.table import family_for_hf
@@ -306,3 +306,18 @@ def test_masked_rows_take_the_best_that_is_allowed(
     tokens = result.token.reshape(2, 5)
     assert tokens[0].tolist() == logits[:5].argmax(axis=1).tolist()
     assert tokens[1].tolist() == [41 + 2 * int(row[43] > row[41]) for row in logits[5:10]]
+
+
+def test_blocks_go_out_and_come_back(models: dict[str, tuple[DecoderSpec, MemorySource]]) -> None:
+    runner = Runner(executors.load_reference(models["gemma3"][1], models["gemma3"][0], CONFIG), 2)
+    runner.feed([(0, text(1)[:12]), (0, text(2)[:12])])
+    executor = runner.executor
+    for group, size in enumerate(executor.layout.block_bytes):
+        first = [int(b) for b in runner.batch.block_table[group, :2, 0]]
+        data = executor.read_blocks(group, first)
+        assert len(data) == 2 * size
+        assert any(data)
+        executor.write_blocks(group, first[::-1], data)
+        assert executor.read_blocks(group, first[::-1]) == data
+        with pytest.raises(InternalError, match="not those of 2 blocks"):
+            executor.write_blocks(group, first, data[1:])

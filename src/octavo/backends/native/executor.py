@@ -98,6 +98,21 @@ class NativeExecutor:
                 raise InternalError(f"blocks {source} to {target} of group {group}, of {count}")
             native.copy_block(group, source, target)
 
+    def read_blocks(self, group: int, blocks: Sequence[int]) -> bytes:
+        out = np.empty(len(blocks) * self.layout.block_bytes[group], np.uint8)
+        try:
+            self._open().read_blocks(group, np.asarray(blocks, np.int32), out)
+        except ValueError as error:
+            raise InternalError(f"blocks of group {group}: {error}") from error
+        return out.tobytes()
+
+    def write_blocks(self, group: int, blocks: Sequence[int], data: bytes) -> None:
+        values = np.frombuffer(data, np.uint8)
+        try:
+            self._open().write_blocks(group, np.asarray(blocks, np.int32), values)
+        except ValueError as error:
+            raise InternalError(f"blocks of group {group}: {error}") from error
+
     def reset_state(self, slot: int, prompt: Sequence[int], output: Sequence[int]) -> None:
         try:
             self._open().reset_slot(

@@ -84,9 +84,13 @@ class ReferenceDecoder:
 
     def head(self, x: torch.Tensor) -> torch.Tensor:
         """Logits [rows, vocab] of hidden states."""
-        logits = self._linear(self._norm(x, "final_norm"), head_role(self.spec))
+        logits = self._linear(self.normed(x), head_role(self.spec))
         cap = self.spec.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def normed(self, x: torch.Tensor) -> torch.Tensor:
+        """Hidden states behind the final norm, [rows, hidden]."""
+        return self._norm(x, "final_norm")
 
     def _attention(
         self, layer: int, x: torch.Tensor, table: tuple[torch.Tensor, torch.Tensor], kv: KvStore

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from octavo.backends.base import (
+    WANT_NORMED,
     KernelUse,
     KvGroup,
     KvLayout,
@@ -79,7 +80,10 @@ class ReferenceExecutor:
             hidden = self.decoder.hidden(tokens, at, self._kv)[torch.from_numpy(rows).long()]
             self._stop_if_cancelled()
             logits = self.decoder.head(hidden).float().cpu().numpy()
-        return fill(batch, rows, logits, hidden.float().cpu().numpy())
+            normed = self.decoder.normed(hidden).float().cpu().numpy()
+        behind = (batch.want[rows] & WANT_NORMED) != 0
+        states = np.where(behind[:, None], normed, hidden.float().cpu().numpy())
+        return fill(batch, rows, logits, states)
 
     def cancel(self) -> None:
         self._cancelled.set()
@@ -94,6 +98,12 @@ class ReferenceExecutor:
     def copy_blocks(self, group: int, pairs: Sequence[tuple[int, int]]) -> None:
         for source, target in pairs:
             self._kv.copy(group, source, target)
+
+    def read_blocks(self, group: int, blocks: Sequence[int]) -> bytes:
+        return self._kv.read(group, blocks)
+
+    def write_blocks(self, group: int, blocks: Sequence[int], data: bytes) -> None:
+        self._kv.write(group, blocks, data)
 
     def reset_state(self, slot: int, prompt: Sequence[int], output: Sequence[int]) -> None:
         """Nothing to set: token counts only serve penalties, which `step` refuses."""

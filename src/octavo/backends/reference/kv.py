@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from octavo.backends.base import KvFormat, KvLayout, StepBatch
 from octavo.backends.reference.attention import attend
 from octavo.backends.reference.rounding import round_bf16
+from octavo.core.errors import InternalError
 from octavo.spec.decoder import AttentionSpec
 
 
@@ -77,6 +80,23 @@ class PagedKv:
         """Copies one block of every layer of the group."""
         for layer in self._layout.groups[group].layers:
             self._kv[layer][:, target] = self._kv[layer][:, source]
+
+    def read(self, group: int, blocks: Sequence[int]) -> bytes:
+        """What blocks of a group hold: layer after layer, K and then V of all of them."""
+        layers = self._layout.groups[group].layers
+        held = torch.stack([self._kv[layer][:, list(blocks)] for layer in layers])
+        return held.cpu().contiguous().view(torch.uint8).numpy().tobytes()
+
+    def write(self, group: int, blocks: Sequence[int], data: bytes) -> None:
+        """Puts back what `read` gave. Raises InternalError for another size."""
+        layers = self._layout.groups[group].layers
+        first = self._kv[layers[0]]
+        shape = (len(layers), 2, len(blocks), *first.shape[2:])
+        if len(data) != math.prod(shape) * first.element_size():
+            raise InternalError(f"{len(data)} bytes are not those of {len(blocks)} blocks")
+        held = torch.frombuffer(bytearray(data), dtype=first.dtype).reshape(shape)
+        for index, layer in enumerate(layers):
+            self._kv[layer][:, list(blocks)] = held[index].to(first.device)
 
     def attend(
         self, layer: int, spec: AttentionSpec, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor

@@ -10,6 +10,7 @@ from octavo.backends.base import (
     WANT_HIDDEN,
     WANT_LOGITS,
     WANT_LOGPROBS,
+    WANT_NORMED,
     WANT_TARGET,
     WANT_TOKEN,
     StepBatch,
@@ -45,7 +46,7 @@ def fill(batch: StepBatch, rows: I32, logits: F32, hidden: F32) -> StepResult:
     """Results of the wanting `rows`; logits [rows, vocab] and hidden [rows, hidden] are theirs."""
     want = batch.want[rows]
     _store(batch.logits, logits, (want & WANT_LOGITS) != 0, "logits")
-    _store(batch.hidden, hidden, (want & WANT_HIDDEN) != 0, "hidden")
+    _store(batch.hidden, hidden, (want & (WANT_HIDDEN | WANT_NORMED)) != 0, "hidden")
     sequence = np.searchsorted(batch.row_start[1 : batch.n_seqs + 1], rows, side="right")
     greedy = logits.argmax(axis=-1).astype(np.int32)  # the lowest id wins a tie
     token = np.where(want & WANT_TOKEN, greedy, -1).astype(np.int32)
