@@ -106,6 +106,21 @@ class CountingModel(FakeModel):
         return scores
 
 
+@dataclass(frozen=True)
+class ScriptedModel(FakeModel):
+    """Wants to say `script`, and then `end`, whatever it is asked."""
+
+    script: tuple[int, ...] = ()
+    end: int = 0
+
+    def logits(self, histories: Sequence[Sequence[int]]) -> F32:
+        history, script = tuple(histories[0]), (*self.script, self.end)
+        said = max(k for k in range(len(script)) if k == 0 or history[-k:] == script[:k])
+        scores = np.zeros(self.vocab, np.float32)
+        scores[script[said]] = 50
+        return scores
+
+
 class FakeExecutor:
     """Keeps tokens in a paged cache and reads them back through the block tables.
 

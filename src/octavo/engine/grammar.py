@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 _MOST_CHOICES = 10_000
 
 
+def check_grammar(grammar: str, param: str) -> None:
+    """Raises RequestError for what no vocabulary could use. The engine checks the rest."""
+    import llguidance
+
+    if fault := llguidance.LLMatcher.validate_grammar(grammar):
+        short = " ".join(fault.split())[:300]
+        raise RequestError(f"the grammar can't be used: {short}", param)
+
+
 def json_grammar(
     schema: Mapping[str, Any] | str | bool, whitespace: str | None = None, compact: bool = False
 ) -> str:

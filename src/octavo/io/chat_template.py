@@ -192,6 +192,12 @@ def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
     return {"thinking": found, **message, "reasoning_content": found}
 
 
+def template_literals(tokenizer: Tokenizer) -> str:
+    """What the model's template itself writes or looks for, "" without a template: it tells how the
+    model marks calls and thoughts."""
+    return "" if tokenizer.chat_template is None else _literal_text(tokenizer.chat_template)
+
+
 def _control_tokens(tokenizer: Tokenizer, template: str) -> tuple[str, ...]:
     """Special tokens, and added ones that the template itself writes (such as <tool_call>)."""
     literal = _literal_text(template)

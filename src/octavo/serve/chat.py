@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from octavo.core.errors import RequestError
 from octavo.engine.request import Request, TokenLogprobs
+from octavo.io.chat_template import template_literals
 from octavo.serve.answering import Answering, Piece, Pieces
+from octavo.serve.calls import (
+    THINK,
+    THOUGHT,
+    AnswerReader,
+    CallBegin,
+    CallText,
+    Part,
+    Text,
+    Thought,
+)
 from octavo.serve.errors import ApiError
+from octavo.serve.formats import grammar_of
 from octavo.serve.prompts import Breakpoint, chat_prompt
 from octavo.serve.protocol import ChatRequest
 from octavo.serve.sampling import engine_request, sampling_params
 from octavo.serve.served import ServedModel
+from octavo.serve.tools import forced_grammar, offer_of, special_marks
 from octavo.serve.wording import DONE, Tally, chat_logprobs, event, new_id
 
 _FINISH = {"abort": "stop", "error": "stop"}
@@ -27,6 +40,7 @@ class Chat:
         self.id, self.created = new_id("chatcmpl"), int(time.time())
         self.name = model.check_name(body.model)
         tokens, marks = chat_prompt(model.tokenizer, body)
+        self.offer = offer_of(body, model.tokenizer)
         self.request = self._request(tokens, marks)
         self.tally = Tally([len(tokens)])
 
@@ -41,7 +55,19 @@ class Chat:
             logprobs=_logprobs(body),
             scored=False,
         )
-        return engine_request(self.id, tokens, params, body, self.model, marks)
+        grammar = forced_grammar(self.offer, self.model.tokenizer) or grammar_of(body)
+        return engine_request(self.id, tokens, params, body, self.model, marks, grammar)
+
+    @property
+    def _thinks(self) -> bool:
+        return not self.request.grammar and THOUGHT in template_literals(self.model.tokenizer)
+
+    def reader(self) -> AnswerReader:
+        """What takes one choice's text apart."""
+        offer, thinks = self.offer, self._thinks
+        end = self.model.tokenizer.decode(self.request.prompt[-16:], skip_special=False)
+        opened = thinks and end.rstrip().endswith(THINK)
+        return AnswerReader(offer.syntax, offer.names, offer.parallel, thinks, opened)
 
     @property
     def prompt_sizes(self) -> list[int]:
@@ -49,15 +75,17 @@ class Chat:
 
     def start(self) -> Answering:
         """Raises what refuses the request."""
-        skip = self.body.skip_special_tokens
-        return Answering(self.model.client, [self.request], self.model.tokenizer, skip_special=skip)
+        tokenizer = self.model.tokenizer
+        marks = (THINK, THOUGHT) if self._thinks else ()
+        skip = self.body.skip_special_tokens and not special_marks(self.offer, tokenizer, marks)
+        return Answering(self.model.client, [self.request], tokenizer, skip_special=skip)
 
     def failure(self, error: ApiError) -> bytes:
         return event(error.body())
 
     async def answer(self, answering: Pieces) -> dict[str, Any]:
         """The whole answer as JSON."""
-        choices = [_Whole(i) for i in range(self.request.params.n)]
+        choices = [_Whole(i, self.reader()) for i in range(self.request.params.n)]
         async for pieces in answering:
             for piece in pieces:
                 self.tally.add(piece)
@@ -83,14 +111,9 @@ class Chat:
         entries = whole.logprobs if self.body.logprobs else None
         choice = {
             "index": whole.index,
-            "message": {
-                "role": "assistant",
-                "content": "".join(whole.texts),
-                "refusal": None,
-                "annotations": [],
-            },
+            "message": whole.message(),
             "logprobs": None if entries is None else chat_logprobs(self.model.tokenizer, entries),
-            "finish_reason": whole.finish,
+            "finish_reason": finish_reason(whole.finish, whole.reader),
             "stop_reason": whole.stop_reason,
         }
         if self.body.return_token_ids:
@@ -106,26 +129,60 @@ class Chat:
         for index in range(self.request.params.n):
             delta = {"role": "assistant", "content": "", "refusal": None}
             yield event({**head, "choices": [_delta(index, delta)]})
+        readers = [self.reader() for _ in range(self.request.params.n)]
         async for pieces in answering:
             for piece in merge(pieces):
                 self.tally.add(piece)
-                yield event({**head, "choices": self._deltas(piece)})
+                for choice in self._choices(piece, readers[piece.choice]):
+                    yield event({**head, "choices": [choice]})
         if options is not None and options.include_usage:
             last = {"choices": [], "usage": self.tally.usage()}
             yield event({**head, **last})
         yield DONE
 
-    def _deltas(self, piece: Piece) -> list[dict[str, Any]]:
-        delta = {"content": piece.text} if piece.text or piece.finish is None else {}
-        finish = None if piece.finish is None else _FINISH.get(piece.finish, piece.finish)
-        found = _delta(piece.choice, delta, finish)
+    def _choices(self, piece: Piece, reader: AnswerReader) -> list[dict[str, Any]]:
+        """What a piece of a choice brings, as the choices of one chunk or several."""
+        deltas = _deltas(reader.push(piece.text, piece.finish is not None))
+        if not deltas:
+            deltas = [{"content": ""} if piece.finish is None else {}]
+        found = [_delta(piece.choice, delta) for delta in deltas]
         if self.body.logprobs:
-            found["logprobs"] = chat_logprobs(self.model.tokenizer, piece.logprobs)
-        if piece.finish is not None:
-            found["stop_reason"] = piece.stop_reason
+            found[0]["logprobs"] = chat_logprobs(self.model.tokenizer, piece.logprobs)
         if self.body.return_token_ids:
-            found["token_ids"] = piece.tokens
-        return [found]
+            found[0]["token_ids"] = piece.tokens
+        if piece.finish is not None:
+            finish = _FINISH.get(piece.finish, piece.finish)
+            found[-1]["finish_reason"] = finish_reason(finish, reader)
+            found[-1]["stop_reason"] = piece.stop_reason
+        return found
+
+
+def finish_reason(finish: str, reader: AnswerReader) -> str:
+    return "tool_calls" if finish == "stop" and reader.called else finish
+
+
+def _deltas(parts: Sequence[Part]) -> list[dict[str, Any]]:
+    """Deltas in order: a call's name before its arguments, neighbours of a kind in one."""
+    found: list[dict[str, Any]] = []
+    for part in parts:
+        if isinstance(part, CallBegin):
+            found.append({"tool_calls": [_call(part, "")]})
+        elif isinstance(part, CallText):
+            found.append(
+                {"tool_calls": [{"index": part.number, "function": {"arguments": part.text}}]}
+            )
+        else:
+            kind = "content" if isinstance(part, Text) else "reasoning_content"
+            if found and kind in found[-1]:
+                found[-1][kind] += part.text
+            else:
+                found.append({kind: part.text})
+    return found
+
+
+def _call(begin: CallBegin, arguments: str) -> dict[str, Any]:
+    function = {"name": begin.name, "arguments": arguments}
+    return {"index": begin.number, "id": begin.id, "type": "function", "function": function}
 
 
 def _delta(index: int, delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
@@ -149,24 +206,58 @@ def merge(pieces: list[Piece]) -> list[Piece]:
     return list(found.values())
 
 
+class Collected:
+    """An answer's parts, put together."""
+
+    def __init__(self) -> None:
+        self.text = self.thought = ""
+        self.calls: list[tuple[CallBegin, list[str]]] = []
+
+    def add(self, parts: Sequence[Part]) -> None:
+        for part in parts:
+            if isinstance(part, CallBegin):
+                self.calls.append((part, []))
+            elif isinstance(part, CallText):
+                self.calls[part.number][1].append(part.text)
+            elif isinstance(part, Thought):
+                self.thought += part.text
+            else:
+                self.text += part.text
+
+
 class _Whole:
     """One choice, collected."""
 
-    def __init__(self, index: int) -> None:
-        self.index = index
-        self.texts: list[str] = []
+    def __init__(self, index: int, reader: AnswerReader) -> None:
+        self.index, self.reader = index, reader
+        self._collected = Collected()
         self.tokens: list[int] = []
         self.logprobs: list[TokenLogprobs] = []
         self.finish = "stop"
         self.stop_reason: int | str | None = None
 
     def add(self, piece: Piece) -> None:
-        self.texts.append(piece.text)
+        self._collected.add(self.reader.push(piece.text, piece.finish is not None))
         self.tokens += piece.tokens
         self.logprobs += piece.logprobs
         if piece.finish is not None:
             self.finish = _FINISH.get(piece.finish, piece.finish)
             self.stop_reason = piece.stop_reason
+
+    def message(self) -> dict[str, Any]:
+        found, text = self._collected, self._collected.text
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": None if found.calls and not text.strip() else text,
+            "refusal": None,
+            "annotations": [],
+        }
+        if found.thought:
+            message["reasoning_content"] = found.thought
+        if found.calls:
+            calls = [_call(begin, "".join(texts)) for begin, texts in found.calls]
+            message["tool_calls"] = [{k: v for k, v in c.items() if k != "index"} for c in calls]
+        return message
 
 
 def _logprobs(body: ChatRequest) -> int | None:

@@ -12,6 +12,7 @@ from octavo.io.tokenizer import Tokenizer
 from octavo.serve.answering import Answering, Piece, Pieces
 from octavo.serve.chat import merge
 from octavo.serve.errors import ApiError
+from octavo.serve.formats import grammar_of
 from octavo.serve.protocol import CompletionRequest
 from octavo.serve.sampling import engine_request, sampling_params
 from octavo.serve.served import ServedModel
@@ -33,6 +34,7 @@ class Completions:
         if body.best_of is not None and body.best_of != (body.n or 1):
             raise RequestError("best_of must equal n", "best_of")
         self.prompts = _prompts(body, model.tokenizer)
+        self._grammar = grammar_of(body)
         self.requests = [self._request(i, prompt) for i, prompt in enumerate(self.prompts)]
         self.tally = Tally([len(prompt) for prompt in self.prompts])
         self.n = self.requests[0].params.n
@@ -57,7 +59,8 @@ class Completions:
             logprobs=self.body.logprobs,
             scored=self._scored,
         )
-        return engine_request(f"{self.id}-{index}", prompt, params, self.body, self.model)
+        name = f"{self.id}-{index}"
+        return engine_request(name, prompt, params, self.body, self.model, grammar=self._grammar)
 
     @property
     def prompt_sizes(self) -> list[int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -70,7 +72,21 @@ def plain_message(message: Mapping[str, Any], index: int) -> dict[str, Any]:
     found = {key: value for key, value in message.items() if key not in _BREAKPOINTS}
     found["role"] = "system" if role == "developer" else role
     found["content"] = content_text(message.get("content"), index)
+    if isinstance(calls := message.get("tool_calls"), list):
+        found["tool_calls"] = [_plain_call(call, index) for call in calls]
     return found
+
+
+def _plain_call(call: object, index: int) -> dict[str, Any]:
+    """An earlier call, its arguments parsed: templates write them as JSON themselves."""
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(call, Mapping) or not isinstance(function, Mapping):
+        raise RequestError(f"message {index} has a tool call without a function", "messages")
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        with contextlib.suppress(ValueError, RecursionError):
+            arguments = json.loads(arguments)
+    return {**call, "function": {**function, "arguments": arguments}}
 
 
 def content_text(content: object, index: int) -> str:

@@ -89,7 +89,7 @@ def parse_ttl(text: str) -> float:
 
 def engine_request(
     id_: str, prompt: tuple[int, ...], params: SamplingParams, body: Sampling, model: ServedModel,
-    marks: Sequence[Breakpoint] = (),
+    marks: Sequence[Breakpoint] = (), grammar: str = "",
 ) -> Request:  # fmt: skip
     if not prompt:
         raise RequestError("the prompt is empty; give at least one token", "prompt")
@@ -99,6 +99,7 @@ def engine_request(
         priority=_or(body.priority, 0),
         tenant=body.user or "",
         cache=cache_policy(body, marks),
+        grammar=grammar,
     )  # fmt: skip
 
 
