@@ -23,6 +23,7 @@ from octavo.core.errors import (
     UserError,
 )
 from octavo.engine.request import Request, SamplingParams
+from octavo.engine.store import PrefixStore
 from support.fakes import ByteTokenizer, CountingModel, FakeExecutor, FakeModel
 from support.tokenizers import byte_level_tokenizer
 
@@ -300,3 +301,43 @@ def test_the_package_exports_four_names_lazily():
     code = "import octavo, sys; print(any(m in sys.modules for m in ('numpy', 'octavo.api')))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout == "False\n"
+
+
+def test_a_named_prefix_is_found_by_prompts_and_after_a_restart(tmp_path):
+    def load() -> LLM:
+        config = RuntimeConfig(max_tokens=16, max_seqs=2, context=128, block_size=4)
+        executor = FakeExecutor(FakeModel(258), config, (64,))
+        store = PrefixStore(tmp_path, "fake" * 8)
+        return LLM.from_parts(executor, ByteTokenizer(), eos=(256,), store=store)
+
+    rules, short = "A long text of rules. ", SamplingParams(max_tokens=3, ignore_eos=True)
+    with load() as llm:
+        first = llm.prefix("rules", rules)
+        assert (first.tokens, first.kept, first.read, first.restored) == (23, 20, 0, 0)
+        [answer] = llm.generate(rules + "Why?", short)
+        assert answer.cache is not None
+        assert answer.cache.read == 20
+        assert [(p.name, p.tokens, p.held) for p in llm.prefixes()] == [("rules", 20, True)]
+    with load() as llm:
+        assert [(p.name, p.tokens, p.held) for p in llm.prefixes()] == [("rules", 20, False)]
+        again = llm.prefix("rules", rules)
+        assert (again.kept, again.read, again.restored) == (20, 20, 20)
+        [same] = llm.generate(rules + "Why?", short)
+        assert same.tokens == answer.tokens
+        assert llm.drop_prefix("rules")
+        assert not llm.drop_prefix("rules")
+        assert llm.prefixes() == []
+        with pytest.raises(RequestError, match="at least 4 tokens"):
+            llm.prefix("short", "A")
+
+
+def test_a_prefix_of_messages_is_what_chats_begin_with():
+    config = RuntimeConfig(max_tokens=16, max_seqs=2, context=128, block_size=4)
+    tokenizer = byte_level_tokenizer()
+    executor = FakeExecutor(FakeModel(tokenizer.vocab_size), config, (64,))
+    system = {"role": "system", "content": "A long text of rules."}
+    with LLM.from_parts(executor, tokenizer) as llm:
+        kept = llm.prefix("rules", [system])
+        answer = llm.chat([system, {"role": "user", "content": "Why?"}])
+        assert answer.cache is not None
+        assert answer.cache.read == kept.kept == kept.tokens // 4 * 4

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from octavo.backends.base import Executor, Receipt, RuntimeConfig
 from octavo.core.closing import Closing
 from octavo.core.errors import ConfigError, RequestError
+from octavo.engine import named
 from octavo.engine.client import InProcessClient, OutputStream
 from octavo.engine.constraint import vocabulary_of
 from octavo.engine.detokenize import Detokenizer
 from octavo.engine.engine import Engine
+from octavo.engine.named import KeptPrefix
+from octavo.engine.prefixes import NamedPrefix
 from octavo.engine.request import (
     CacheUse,
     FinishReason,
@@ -25,6 +30,7 @@ from octavo.engine.request import (
     SamplingParams,
     TokenLogprobs,
 )
+from octavo.engine.store import PrefixStore, identity
 from octavo.spec.decoder import DecoderSpec
 
 if TYPE_CHECKING:
@@ -87,6 +93,8 @@ class LLM(Closing):
     An artifact marked `collapsed` (fewer than half of its top tokens are its source's) is refused
     unless `config.allow_collapsed`.
 
+    `prefix_store` is a directory that keeps named prefixes (`prefix`) over a restart.
+
     `SamplingParams()` is greedy for every model; what a model's own files suggest is
     `default_params()`, and used only when passed.
     """
@@ -94,7 +102,12 @@ class LLM(Closing):
     _unread_keys: tuple[str, ...] = ()
 
     def __init__(
-        self, model: str, *, format: str = "source", config: RuntimeConfig | None = None
+        self,
+        model: str,
+        *,
+        format: str = "source",
+        config: RuntimeConfig | None = None,
+        prefix_store: str | Path | None = None,
     ) -> None:
         from octavo.backends.native.backend import load
         from octavo.io.checkpoint import open_model
@@ -113,7 +126,10 @@ class LLM(Closing):
             eos, generation = opened.eos_ids, dict(opened.generation)
             unread = opened.unread_keys
         try:
-            self._set_up(executor, tokenizer, (*eos, *tokenizer.eos_ids), generation)
+            store = None
+            if prefix_store is not None:
+                store = PrefixStore(Path(prefix_store), identity(executor, path))
+            self._set_up(executor, tokenizer, (*eos, *tokenizer.eos_ids), generation, store)
             self._unread_keys = unread
         except BaseException:
             executor.close()
@@ -126,10 +142,11 @@ class LLM(Closing):
         tokenizer: Tokenizer,
         eos: Sequence[int] = (),
         generation: Mapping[str, float] | None = None,
+        store: PrefixStore | None = None,
     ) -> LLM:
         """From an executor and a tokenizer made elsewhere. `close` closes the executor."""
         llm = cls.__new__(cls)
-        llm._set_up(executor, tokenizer, eos, generation or {})
+        llm._set_up(executor, tokenizer, eos, generation or {}, store)
         return llm
 
     def _set_up(
@@ -138,12 +155,18 @@ class LLM(Closing):
         tokenizer: Tokenizer,
         eos: Sequence[int],
         generation: Mapping[str, float],
+        store: PrefixStore | None,
     ) -> None:
         self._executor, self._tokenizer = executor, tokenizer
         self._eos = tuple(dict.fromkeys(eos))
         self._generation = dict(generation)
         end = self._eos
-        self._engine = Engine(executor, vocabulary=lambda: vocabulary_of(tokenizer, end))
+        self._engine = Engine(
+            executor,
+            vocabulary=lambda: vocabulary_of(tokenizer, end),
+            store=store,
+            pin_share=1.0,  # who pins is who asks
+        )
         self._client = InProcessClient(self._engine)
         self._ids = count()
 
@@ -274,6 +297,37 @@ class LLM(Closing):
             for _ in answers:
                 pass
             return answers.completions()[0]
+
+    def prefix(
+        self,
+        name: str,
+        text: str | Sequence[int] | Sequence[Message],
+        ttl: float = math.inf,
+    ) -> KeptPrefix:
+        """Compute a prefix once and keep it: prompts and chats that begin with it find it.
+
+        `text` is a text, token ids, or messages (as the template writes them when others follow).
+        Whole blocks of the cache are kept, for `ttl` seconds at least, in place of what had that
+        name; with a `prefix_store` over a restart too. Raises RequestError when it doesn't fit.
+        """
+        tokens = self._prefix_tokens(text)
+        return named.keep(self._client, f"prefix-{next(self._ids)}", name, tokens, ttl)
+
+    def _prefix_tokens(self, text: str | Sequence[int] | Sequence[Message]) -> tuple[int, ...]:
+        from octavo.io.chat_template import render_chat
+
+        if text and not isinstance(text, str) and isinstance(text[0], Mapping):
+            messages = [message for message in text if isinstance(message, Mapping)]
+            return tuple(render_chat(self._tokenizer, messages, add_generation_prompt=False))
+        return self._encode(text)
+
+    def prefixes(self) -> list[NamedPrefix]:
+        """All that are kept, in memory or in the store."""
+        return named.prefixes(self._client)
+
+    def drop_prefix(self, name: str) -> bool:
+        """Let a prefix go, from the store too; whether there was one."""
+        return named.drop(self._client, name)
 
     def _encoded(self, prompts: Prompts) -> list[tuple[int, ...]]:
         if isinstance(prompts, str):

@@ -72,7 +72,10 @@ class FakeLLM:
 def models(monkeypatch: pytest.MonkeyPatch) -> list[FakeLLM]:
     made: list[FakeLLM] = []
 
-    def make(model: str, *, format: str = "source", config: Any = None) -> FakeLLM:
+    def make(
+        model: str, *, format: str = "source", config: Any = None, prefix_store: Any = None
+    ) -> FakeLLM:
+        del prefix_store
         made.append(FakeLLM(model, format, config))
         return made[-1]
 

@@ -6,6 +6,7 @@ import io
 import json
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -159,3 +160,38 @@ def raising(error: Exception) -> Callable[..., None]:
 def test_model_is_closed_in_the_end(llm: FakeLLM, capsys: pytest.CaptureFixture[str]) -> None:
     run_json(capsys, "Hello", "--max-tokens", "1")
     assert llm.executors[0].closed
+
+
+@pytest.mark.usefixtures("llm")
+def test_a_prefix_is_computed_once_and_read_by_the_next_run(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OCTAVO_CACHE", str(tmp_path))
+    rules = tmp_path / "rules.txt"
+    rules.write_text("Be brief. Be kind. Be clear.\n")
+    words = ("Hello", "--prefix", str(rules), "--max-tokens", "5", "--ignore-eos")
+    answers, lines = [], []
+    for _ in range(2):
+        assert main(["run", "tiny", *words, "--json"]) == 0
+        said = capsys.readouterr()
+        answers.append(json.loads(said.out))
+        lines.append(said.err)
+    plain = run_json(
+        capsys, "Be brief. Be kind. Be clear.\n\nHello", "--max-tokens", "5", "--ignore-eos"
+    )
+    assert answers[0]["tokens"] == answers[1]["tokens"] == plain["tokens"]
+    assert (plain["cached_tokens"], answers[1]["cached_tokens"]) == (0, 28)
+    assert "0 of 31 tokens read from the store, 31 computed" in lines[0]
+    assert "28 of 31 tokens read from the store, 3 computed" in lines[1]
+
+
+@pytest.mark.parametrize(("text", "says"), [(None, "can't read the prefix"), (" \n", "is empty")])
+@pytest.mark.usefixtures("llm")
+def test_a_prefix_that_is_no_text_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str | None, says: str
+) -> None:
+    path = tmp_path / "rules.txt"
+    if text is not None:
+        path.write_text(text)
+    assert main(["run", "tiny", "Hello", "--prefix", str(path)]) == 2
+    assert says in capsys.readouterr().err

@@ -6,9 +6,11 @@ import dataclasses
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 from octavo.api import LLM
 from octavo.backends.base import KernelUse, Receipt, RuntimeConfig, StepCancelled
+from octavo.engine.store import PrefixStore
 from support.fakes import ByteTokenizer, FakeExecutor, FakeModel
 
 KERNELS = (
@@ -33,7 +35,9 @@ class FakeLLM:
         self.config = RuntimeConfig()
         self.executors: list[ReceiptExecutor] = []
 
-    def __call__(self, model: str, *, format: str, config: RuntimeConfig) -> LLM:
+    def __call__(
+        self, model: str, *, format: str, config: RuntimeConfig, prefix_store: Path | None = None
+    ) -> LLM:
         del model
         assert format == config.format
         self.config = config
@@ -44,7 +48,8 @@ class FakeLLM:
         self.executors.append(ReceiptExecutor(FakeModel(258), small, (blocks,)))
         tokenizer = ByteTokenizer()
         tokenizer.chat_template = self.template
-        return LLM.from_parts(self.executors[-1], tokenizer, eos=(256,))  # type: ignore[arg-type]
+        store = None if prefix_store is None else PrefixStore(prefix_store, "fake" * 8)
+        return LLM.from_parts(self.executors[-1], tokenizer, eos=(256,), store=store)  # type: ignore[arg-type]
 
 
 def interrupted_barrier() -> Callable[[FakeExecutor, int], None]:

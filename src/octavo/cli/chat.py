@@ -7,9 +7,10 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -23,9 +24,11 @@ from octavo.cli.options import (
     sampling_options,
     sampling_params,
 )
+from octavo.cli.prefix import keep_prefix, prefix_option, read_prefix, store_directory
 from octavo.core.errors import RequestError
 
 if TYPE_CHECKING:
+    from octavo.api import LLM
     from octavo.engine.request import SamplingParams
 
 _HELP = "/reset forgets the conversation, /exit (or Ctrl-D) leaves, Ctrl-C stops an answer."
@@ -99,11 +102,12 @@ def _message(role: str, content: str) -> dict[str, str]:
 @click.command()
 @click.argument("model")
 @click.option("--system", default=None, help="The system message, in force until the end.")
+@prefix_option
 @runtime_options
 @collapsed_option
 @sampling_options
 @json_option
-def command(model: str, system: str | None, as_json: bool) -> None:
+def command(model: str, system: str | None, prefix_file: Path | None, as_json: bool) -> None:
     """Talk with MODEL (a directory, a .gguf file, a hub id or a demo model).
 
     Reads one message a line; with --json prints one JSON object an answer.
@@ -112,10 +116,22 @@ def command(model: str, system: str | None, as_json: bool) -> None:
 
     config = runtime_config()
     params = sampling_params()
-    with closing(cast(_Model, LLM(model, format=config.format, config=config))) as llm:
+    store = None if prefix_file is None else store_directory()
+    if prefix_file is not None:
+        system = "\n\n".join(filter(None, (system, read_prefix(prefix_file))))
+    loaded = LLM(model, format=config.format, config=config, prefix_store=store)
+    with closing(cast(_Model, loaded)) as llm:
+        if prefix_file is not None:
+            keep_prefix(loaded, prefix_file, lambda said: _rendered(loaded, str(system), said))
         if sys.stdin.isatty() and not as_json:
             click.echo(_HELP, err=True)
         _talk(_Conversation(llm, params, system), as_json)
+
+
+def _rendered(llm: LLM, system: str, said: str) -> Sequence[int]:
+    from octavo.io.chat_template import render_chat
+
+    return render_chat(llm.tokenizer, [_message("system", system), _message("user", said)])
 
 
 def _talk(conversation: _Conversation, as_json: bool) -> None:

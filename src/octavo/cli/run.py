@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -16,6 +18,7 @@ from octavo.cli.options import (
     sampling_params,
 )
 from octavo.cli.output import emit_json, requantized_line, summary_line, unread_line
+from octavo.cli.prefix import keep_prefix, prefix_option, read_prefix, store_directory
 from octavo.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,12 +30,13 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("model")
 @click.argument("prompt")
+@prefix_option
 @click.option("--raw", is_flag=True, help="Continue the text; leave the chat template out.")
 @runtime_options
 @collapsed_option
 @sampling_options
 @json_option
-def command(model: str, prompt: str, raw: bool, as_json: bool) -> None:
+def command(model: str, prompt: str, prefix_file: Path | None, raw: bool, as_json: bool) -> None:
     """Answer PROMPT ("-" reads it from standard input) with MODEL.
 
     MODEL is a directory, a .gguf file, a hub id or a demo model. The model's chat template is
@@ -43,10 +47,15 @@ def command(model: str, prompt: str, raw: bool, as_json: bool) -> None:
 
     config, params = runtime_config(), sampling_params()
     text = _read(prompt)
-    with LLM(model, format=config.format, config=config) as llm:
+    before_it = "" if prefix_file is None else read_prefix(prefix_file)
+    store = None if prefix_file is None else store_directory()
+    with LLM(model, format=config.format, config=config, prefix_store=store) as llm:
         receipt = llm.receipt()
         if receipt.requantized and not as_json:
             click.echo(requantized_line(use.format for use in receipt.kernels))
+        if prefix_file is not None:
+            text = _join(before_it, text, raw)
+            keep_prefix(llm, prefix_file, lambda question: _tokens(llm, before_it, question, raw))
         before = _roof(llm)
         completion = _answer(llm, text, params, raw, show=not as_json)
         roof = _mean(before, _roof(llm))
@@ -65,6 +74,20 @@ def _read(prompt: str) -> str:
     if not text:
         raise UserError("the prompt is empty: give a text, or - to read it from standard input")
     return text
+
+
+def _join(prefix: str, prompt: str, raw: bool) -> str:
+    return prefix + prompt if raw else f"{prefix.rstrip()}\n\n{prompt}"
+
+
+def _tokens(llm: LLM, prefix: str, question: str, raw: bool) -> Sequence[int]:
+    """The prompt that a question behind a prefix becomes."""
+    from octavo.io.chat_template import render_chat
+
+    text = _join(prefix, question, raw)
+    if raw or llm.tokenizer.chat_template is None:
+        return llm.tokenizer.encode(text)
+    return render_chat(llm.tokenizer, [{"role": "user", "content": text}])
 
 
 def _answer(llm: LLM, text: str, params: SamplingParams, raw: bool, show: bool) -> Completion:
@@ -144,6 +167,7 @@ def _as_json(
         "text": completion.text,
         "tokens": list(completion.tokens),
         "prompt_tokens": completion.prompt_tokens,
+        "cached_tokens": 0 if completion.cache is None else completion.cache.read,
         "finish_reason": completion.finish_reason,
         "stop_reason": completion.stop_reason,
         "time_to_first_token": completion.time_to_first_token,

@@ -13,12 +13,14 @@ import queue
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from octavo.core.closing import Closing
 from octavo.core.errors import InternalError, OctavoError, RequestError
 from octavo.engine.engine import Engine, with_seed
 from octavo.engine.request import Output, Request
+
+T = TypeVar("T")
 
 
 class EngineClient(Protocol):
@@ -238,6 +240,8 @@ class EngineLoop:
             message = self.mailbox.get()
             if isinstance(message, _Submit):
                 message.inbox.put(failure)
+            elif isinstance(message, _Call):
+                message.what()  # somebody waits for it
 
 
 def _closed() -> OctavoError:
@@ -280,6 +284,12 @@ class InProcessClient:
 
     def generate(self, request: Request) -> OutputStream:
         return self.submit([request])
+
+    def between_steps(self, what: Callable[[Engine], T]) -> T:
+        """What a function of the engine gives, run on its thread. It must not raise."""
+        answer: queue.SimpleQueue[T] = queue.SimpleQueue()
+        self._loop.call(lambda: answer.put(what(self._engine)))
+        return answer.get()
 
     def abort(self, request_id: str, choice: int | None = None) -> None:
         self._loop.abort(request_id, choice)
