@@ -7,15 +7,17 @@
 
 namespace octavo::platform {
 
-// Zeroed, page-aligned memory that costs nothing until touched. `huge`: ask for huge pages.
-// Returns nullptr when the address space is exhausted.
+// Page-aligned addresses that nothing may touch yet, and that no limit on data counts. `huge`: ask
+// for huge pages. Returns nullptr when the address space is exhausted.
 void* reserve(size_t bytes, bool huge);
+// Makes reserved pages zeroed memory, which costs nothing until touched but counts against limits
+// on data. False when such a limit is reached.
+bool commit(void* memory, size_t bytes);
 void release(void* memory, size_t bytes);
 
 void futex_wait(std::atomic<uint32_t>& word,
                 uint32_t expected);  // returns on a wake, or spuriously
 void futex_wake_all(std::atomic<uint32_t>& word);
-void yield();
 int64_t now_ns();  // monotonic
 int process_id();
 

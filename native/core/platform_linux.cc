@@ -1,7 +1,6 @@
 #include "core/platform.h"
 
 #include <linux/futex.h>
-#include <sched.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -19,11 +18,15 @@ long futex(std::atomic<uint32_t>& word, int operation, uint32_t value) {
 }  // namespace
 
 void* reserve(size_t bytes, bool huge) {
-  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* memory =
+      mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) return nullptr;
   if (huge) madvise(memory, bytes, MADV_HUGEPAGE);  // a wish: kernels without it refuse, harmlessly
   return memory;
+}
+
+bool commit(void* memory, size_t bytes) {
+  return mprotect(memory, bytes, PROT_READ | PROT_WRITE) == 0;
 }
 
 void release(void* memory, size_t bytes) {
@@ -35,8 +38,6 @@ void futex_wait(std::atomic<uint32_t>& word, uint32_t expected) {
 }
 
 void futex_wake_all(std::atomic<uint32_t>& word) { futex(word, FUTEX_WAKE_PRIVATE, 1 << 30); }
-
-void yield() { sched_yield(); }
 
 int64_t now_ns() {
   timespec time;

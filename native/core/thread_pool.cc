@@ -5,15 +5,15 @@
 
 namespace octavo {
 namespace {
-constexpr int64_t kSpinNs = 50 * 1000;
-constexpr int64_t kYieldNs = 1000 * 1000;
+constexpr int64_t kSpinNs = 50 * 1000;  // about what parking and being woken cost
 constexpr int kPausesPerLook = 32;
 
 bool reached(const std::atomic<uint32_t>& value, uint32_t target) {
   return static_cast<int32_t>(value.load(std::memory_order_acquire) - target) >= 0;
 }
 
-// True when the target came while spinning or yielding.
+// True when the target came while spinning. After that a waiter must leave its core: whoever is
+// late was most likely descheduled, and the kernel moves it only to a core that is idle.
 bool spin(const std::atomic<uint32_t>& value, uint32_t target) {
   const int64_t start = platform::now_ns();
   for (;;) {
@@ -21,9 +21,7 @@ bool spin(const std::atomic<uint32_t>& value, uint32_t target) {
       if (reached(value, target)) return true;
       cpu_pause();
     }
-    const int64_t waited = platform::now_ns() - start;
-    if (waited > kYieldNs) return false;
-    if (waited > kSpinNs) platform::yield();
+    if (platform::now_ns() - start > kSpinNs) return false;
   }
 }
 }  // namespace

@@ -1,8 +1,8 @@
 // Our own threads: one parallel region per step, barriers inside, no work outside.
 //
-// Waiting spins briefly (the next stage is tens of microseconds away), then yields, then parks on a
-// futex. With more threads than usable CPUs it parks at once: spinning would steal the CPU from the
-// thread that is waited for.
+// Waiting spins briefly (the next stage is tens of microseconds away), then parks on a futex. With
+// more threads than usable CPUs it parks at once: spinning would steal the CPU from the thread that
+// is waited for.
 #pragma once
 
 #include <atomic>

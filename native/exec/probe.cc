@@ -101,6 +101,7 @@ void MachineProbe::hold(size_t bytes) {
   buffer_ = static_cast<uint8_t*>(platform::reserve(bytes, true));
   if (buffer_ == nullptr) throw std::bad_alloc();
   held_ = bytes;
+  if (!platform::commit(buffer_, bytes)) throw std::bad_alloc();
   std::memset(buffer_, 1, bytes);
 }
 
