@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 
 import octavo
-from octavo.api import LLM, Completion, Delta, _with_format
+from octavo.api import LLM, _with_format
 from octavo.backends.base import RuntimeConfig
 from octavo.core.errors import (
     ConfigError,
@@ -22,6 +22,7 @@ from octavo.core.errors import (
     TokenizerError,
     UserError,
 )
+from octavo.engine.answers import Completion, Delta
 from octavo.engine.request import Request, SamplingParams
 from octavo.engine.store import PrefixStore
 from support.fakes import ByteTokenizer, CountingModel, FakeExecutor, FakeModel

@@ -5,30 +5,28 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from copy import copy
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from octavo.backends.base import Executor, Receipt, RuntimeConfig
+import numpy as np
+
+from octavo.backends.base import F32, Executor, Receipt, RuntimeConfig
 from octavo.core.closing import Closing
 from octavo.core.errors import ConfigError, RequestError
 from octavo.engine import named
-from octavo.engine.client import InProcessClient, OutputStream
+from octavo.engine.answers import Answer, Answers, Completion
+from octavo.engine.client import InProcessClient
 from octavo.engine.constraint import vocabulary_of
 from octavo.engine.detokenize import Detokenizer
 from octavo.engine.engine import Engine
 from octavo.engine.named import KeptPrefix
+from octavo.engine.pool import embed, pooled_request
 from octavo.engine.prefixes import NamedPrefix
 from octavo.engine.request import (
-    CacheUse,
-    FinishReason,
-    Output,
     Request,
     SamplingParams,
-    TokenLogprobs,
 )
 from octavo.engine.store import PrefixStore, identity
 from octavo.spec.decoder import DecoderSpec
@@ -38,49 +36,6 @@ if TYPE_CHECKING:
 
 Prompts = str | Sequence[str] | Sequence[Sequence[int]]
 Message = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """One answer.
-
-    text           without the stop token or stop string that ended it
-    tokens         ids, a stop token included
-    prompt_tokens  how many tokens the prompt has
-    cache          what of them the prefix cache had, and why not more
-    stop_reason    the stop token or stop string, when finish_reason is "stop"
-    seed           what repeats the answer, with the choice's number; None when greedy
-    time_to_first_token           seconds from the call
-    prefill_tokens_per_second     prompt tokens over that time
-    decode_tokens_per_second      tokens after the first over their time; 0 when there is none
-
-    A batch shares the machine: rates are each answer's own, not the batch's.
-    """
-
-    text: str
-    tokens: tuple[int, ...]
-    prompt_tokens: int
-    cache: CacheUse | None
-    choice: int
-    finish_reason: FinishReason
-    stop_reason: int | str | None
-    logprobs: tuple[TokenLogprobs, ...]
-    prompt_logprobs: tuple[TokenLogprobs, ...]
-    seed: int | None
-    time_to_first_token: float
-    prefill_tokens_per_second: float
-    decode_tokens_per_second: float
-
-
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """What is new of an answer. The last one of a choice has its finish_reason and completion."""
-
-    text: str
-    tokens: tuple[int, ...]
-    choice: int
-    finish_reason: FinishReason | None = None
-    completion: Completion | None = None
 
 
 class LLM(Closing):
@@ -321,6 +276,19 @@ class LLM(Closing):
             return tuple(render_chat(self._tokenizer, messages, add_generation_prompt=False))
         return self._encode(text)
 
+    def embed(self, texts: Prompts) -> F32:
+        """Unit vectors of texts (or token ids), float32 [texts, hidden]: the mean over all tokens
+        of the hidden states behind the final norm, scaled to length 1. The same bits whatever else
+        runs. Raises RequestError for an empty text, or one that doesn't fit into the context.
+        """
+        requests = [
+            pooled_request(f"embed-{next(self._ids)}", prompt) for prompt in self._encoded(texts)
+        ]
+        for index, request in enumerate(requests if len(requests) > 1 else ()):
+            self._validate(request, index)
+        width = self.spec.hidden
+        return np.array(embed(self._client, requests), np.float32).reshape(len(requests), width)
+
     def prefixes(self) -> list[NamedPrefix]:
         """All that are kept, in memory or in the store."""
         return named.prefixes(self._client)
@@ -354,7 +322,7 @@ class LLM(Closing):
         begin = time.perf_counter()
         stream = self._client.submit(requests)
         answers = [
-            _Answer(request, choice, Detokenizer(self._tokenizer, params.stop, True, continues))
+            Answer(request, choice, Detokenizer(self._tokenizer, params.stop, True, continues))
             for request in stream.requests
             for choice in range(params.n)
         ]
@@ -375,101 +343,6 @@ class LLM(Closing):
         """End what runs and free the model. Idempotent."""
         self._client.close()
         self._executor.close()
-
-
-class _Answer:
-    """One choice while it grows."""
-
-    def __init__(self, request: Request, choice: int, detokenizer: Detokenizer) -> None:
-        self.request, self.choice = request, choice
-        self._detokenizer = detokenizer
-        self._texts: list[str] = []
-        self._tokens: list[int] = []
-        self._logprobs: list[TokenLogprobs] = []
-        self._prompt_logprobs: list[TokenLogprobs] = []
-        self._first = self._last = 0.0
-        self._cache: CacheUse | None = None
-        self.completion: Completion | None = None
-
-    def take(self, output: Output, begin: float, now: float) -> Delta:
-        """Add a step's output. `completion` is set when it was the last."""
-        self._tokens += output.tokens
-        self._cache = output.cache or self._cache
-        self._logprobs += output.logprobs
-        self._prompt_logprobs += output.prompt_logprobs
-        if output.tokens:
-            self._first = self._first or now
-            self._last = now
-        finish, reason = output.finish, output.stop_reason
-        text = self._detokenizer.push(output.tokens if reason is None else output.tokens[:-1])
-        if finish is not None:
-            text += self._detokenizer.finish()
-        if self._detokenizer.stopped is not None:
-            finish = "stop"
-        self._texts.append(text)
-        if finish is not None:
-            self.completion = self._complete(finish, self._detokenizer.stopped or reason, begin)
-        return Delta(text, output.tokens, self.choice, finish, self.completion)
-
-    def _complete(self, finish: FinishReason, reason: int | str | None, begin: float) -> Completion:
-        to_first, after = self._first - begin, self._last - self._first
-        size, more = len(self.request.prompt), len(self._tokens) - 1
-        return Completion(
-            text="".join(self._texts),
-            tokens=tuple(self._tokens),
-            prompt_tokens=size,
-            cache=self._cache,
-            choice=self.choice,
-            finish_reason=finish,
-            stop_reason=reason,
-            logprobs=tuple(self._logprobs),
-            prompt_logprobs=tuple(self._prompt_logprobs),
-            seed=self.request.params.seed,
-            time_to_first_token=max(to_first, 0.0),
-            prefill_tokens_per_second=size / to_first if to_first > 0 else 0.0,
-            decode_tokens_per_second=more / after if after > 0 else 0.0,
-        )
-
-
-class Answers(Iterator[Delta], Closing):
-    """The answers of one call, as they come. Closing it ends those that still run."""
-
-    def __init__(
-        self,
-        client: InProcessClient,
-        stream: OutputStream,
-        answers: Iterable[_Answer],
-        begin: float,
-    ) -> None:
-        self._client, self._stream, self._begin = client, stream, begin
-        self._answers = {(answer.request.id, answer.choice): answer for answer in answers}
-
-    def __next__(self) -> Delta:
-        while not self._done():
-            output = next(self._stream)
-            answer = self._answers[output.request_id, output.choice]
-            if answer.completion is not None:
-                continue  # stopped by a string while the next step was on its way
-            if output.error is not None:
-                self.close()
-                raise copy(output.error) from output.error  # others may raise the same one
-            delta = answer.take(output, self._begin, time.perf_counter())
-            if delta.finish_reason is not None and output.finish is None:
-                self._client.abort(output.request_id, output.choice)
-            return delta
-        self.close()
-        raise StopIteration
-
-    def _done(self) -> bool:
-        return all(answer.completion is not None for answer in self._answers.values())
-
-    def completions(self) -> list[Completion]:
-        """Those that have ended, in the order of prompts and choices."""
-        found = (answer.completion for answer in self._answers.values())
-        return [completion for completion in found if completion is not None]
-
-    def close(self) -> None:
-        self._stream.close()
 
 
 def load_tokenizer(model: str) -> Tokenizer:

@@ -15,6 +15,7 @@ from octavo.backends.base import (
     F32,
     MAX_LOGPROBS,
     WANT_LOGPROBS,
+    WANT_NORMED,
     WANT_NOTHING,
     WANT_TARGET,
     WANT_TOKEN,
@@ -160,6 +161,7 @@ class FakeExecutor:
         self.rows.append(int(batch.row_start[batch.n_seqs]))
         assert self.rows[-1] <= self.config.max_tokens
         assert batch.n_seqs <= self.config.max_seqs
+        self._states = 0  # rows of batch.hidden that have been written
         entries = [entry for seq in range(batch.n_seqs) for entry in self._run(batch, seq)]
         return _result(entries)
 
@@ -185,7 +187,15 @@ class FakeExecutor:
                 self._write(batch, seq, group, row)
                 histories.append(self._read(batch, seq, group, position))
             want = int(batch.want[row])
-            if want != WANT_NOTHING:
+            if want & WANT_NORMED:
+                assert batch.hidden is not None
+                batch.hidden[self._states] = (
+                    crc32(repr(histories).encode()) % 4096,
+                    histories[0][-1] + 1,
+                )
+                self._states += 1
+                yield row, -1, TokenLogprobs(-1, 0.0)
+            elif want != WANT_NOTHING:
                 yield (row, *self._choose(batch, seq, row, self.model.logits(histories)))
 
     def _cell(self, batch: StepBatch, seq: int, group: int, position: int) -> tuple[int, int]:

@@ -83,7 +83,7 @@ class Served:
             vocabulary=lambda: vocabulary_of(self.tokenizer, self.tokenizer.eos_ids),
         )
         limits = Limits(64, 8, context)
-        ready = Ready(limits, model.vocab, config, self.executor.receipt())
+        ready = Ready(limits, model.vocab, config, self.executor.receipt(), 2)
         self.client = LoopClient(engine)
         self.model = ServedModel(
             ("tiny", "alias"), self.tokenizer, self.tokenizer.eos_ids, {}, self.client, ready, 7

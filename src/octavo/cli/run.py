@@ -22,8 +22,9 @@ from octavo.cli.prefix import keep_prefix, prefix_option, read_prefix, store_dir
 from octavo.core.errors import UserError
 
 if TYPE_CHECKING:
-    from octavo.api import LLM, Answers, Completion
+    from octavo.api import LLM
     from octavo.backends.base import Receipt
+    from octavo.engine.answers import Answers, Completion
     from octavo.engine.request import SamplingParams
 
 

@@ -15,6 +15,7 @@ from octavo.engine.constraint import Grammars, MaskFiller, Vocabulary
 from octavo.engine.deadlines import Deadlines
 from octavo.engine.fill import Filler, check_bias, max_blocks
 from octavo.engine.pace import Pace
+from octavo.engine.pool import add_states
 from octavo.engine.prefix import PrefixCache
 from octavo.engine.prefixes import PIN_SHARE, Prefixes, Shelf
 from octavo.engine.request import Output, Request
@@ -123,6 +124,7 @@ class Engine:
             return []
         except OctavoError as error:
             return self.scheduler.fail(plan, error)
+        add_states(plan, self._filler.batch.hidden)
         outputs = self.scheduler.commit(plan, result)
         if self.scheduler.reuse is not None and self.prefixes is not None:
             for request, mark in self.scheduler.reuse.take_due():

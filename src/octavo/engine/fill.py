@@ -15,6 +15,7 @@ from octavo.backends.base import (
     I32,
     MAX_BIAS,
     WANT_LOGPROBS,
+    WANT_NORMED,
     WANT_NOTHING,
     WANT_TARGET,
     WANT_TOKEN,
@@ -125,13 +126,21 @@ class Filler:
         for index, chunk in enumerate(chunks):
             params = chunk.sequence.request.params
             more = WANT_NOTHING if params.logprobs is None else WANT_LOGPROBS
-            if chunk.samples:
+            if chunk.sequence.request.pooled:
+                wants[starts[index] : starts[index + 1]] = [WANT_NORMED] * chunk.size
+                self._make_room_for_states()
+            elif chunk.samples:
                 wants[starts[index + 1] - 1] = WANT_TOKEN | more
             for position in chunk.scored:
                 row = starts[index] + position - chunk.start
                 wants[row] = WANT_TARGET | more
                 batch.target[row] = chunk.sequence.request.prompt[position + 1]
         batch.want[: starts[-1]] = wants
+
+    def _make_room_for_states(self) -> None:
+        if self.batch.hidden is None:
+            width = self._executor.spec.hidden
+            self.batch.hidden = np.zeros((self.batch.max_tokens, width), np.float32)
 
     def _gather(self, order: list[int]) -> None:
         count = len(order)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -204,6 +205,7 @@ class Request:
     priority  lower goes first, and may take the place of higher
     tenant    who is asked to be fair to; "" is one of them
     timeout   seconds from submission after which it ends with a DeadlineError; 0: never
+    pooled    the mean of the prompt's hidden states is wanted, and no answer
     grammar   what the answer must match (engine.grammar writes it); "": anything. The grammar says
               where the answer may end, so min_tokens must be 0
     """
@@ -216,6 +218,7 @@ class Request:
     tenant: str = ""
     timeout: float = 0.0
     cache: CachePolicy = CachePolicy()
+    pooled: bool = False
     grammar: str = ""
 
     def __post_init__(self) -> None:
@@ -229,12 +232,18 @@ class Request:
                 "min_tokens can't be kept where a grammar says how the answer ends; leave it out",
                 param="min_tokens",
             )
+        if self.pooled and (self.params.n != 1 or self.params.prompt_logprobs):
+            raise RequestError("a pooled request has one result and no log-probabilities", "n")
         longest = max((mark.tokens for mark in self.cache.marks), default=0)
         if longest > len(self.prompt):
             raise RequestError(
                 f"a cache mark stands at token {longest}, behind the prompt's {len(self.prompt)}",
                 param="cache",
             )
+
+    def belonging_to(self, tenant: str, priority: int) -> Request:
+        """The same for a tenant. Raises RequestError for a priority out of range."""
+        return dataclasses.replace(self, tenant=tenant, priority=priority)
 
     @property
     def stops(self) -> frozenset[int]:
@@ -271,3 +280,4 @@ class Output:
     stop_reason: int | None = None  # the stop token that ended it
     error: OctavoError | None = None
     cache: CacheUse | None = None
+    pooled: bytes = b""  # of a pooled request: the mean state, float64 [hidden]

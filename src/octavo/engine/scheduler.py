@@ -246,6 +246,10 @@ class Scheduler:
             self._waiting.charge(sequence.request.tenant, chunk.size, chunk.samples)
             if self.reuse is not None:
                 self.reuse.publish(sequence)
+            if sequence.request.pooled:
+                entry += chunk.size
+                outputs += self._pool(sequence)
+                continue
             scores = prompt_scores(chunk, result, entry) if chunk.scored else ()
             entry += len(scores)
             if chunk.samples:
@@ -285,6 +289,14 @@ class Scheduler:
             error,
             cache=cache,
         )
+
+    def _pool(self, sequence: Sequence) -> list[Output]:
+        """The mean of the prompt's states, once all have been added."""
+        if sequence.computed < sequence.n_prompt or sequence.pooled is None:
+            return []
+        self._retire(sequence)
+        mean = (sequence.pooled / sequence.n_prompt).tobytes()
+        return [Output(sequence.request.id, 0, (), finish="stop", pooled=mean)]
 
     def _fork_when_due(self, parent: Sequence) -> None:
         """Once all of the prompt but its last token is computed, the other choices fork off."""

@@ -6,6 +6,9 @@ from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from octavo.backends.base import StepResult
 from octavo.engine.blocks import Copy, Lease
 from octavo.engine.prefix import Chain
@@ -35,6 +38,7 @@ class Sequence:
     published: int = 0  # blocks that have a name
     cached: int = 0  # prompt tokens that it found computed when it began
     explained: CacheUse | None = None  # to be reported with its first token
+    pooled: npt.NDArray[np.float64] | None = None  # sum of states so far, of a pooled request
 
     n_prompt: int = field(init=False)
 
@@ -76,7 +80,9 @@ def chunk_of(sequence: Sequence, size: int) -> Chunk:
     last = min(stop, sequence.n_prompt - 1)
     first = sequence.unscored if sequence.unscored > start else start
     scored = range(first, last) if first < last else _NO_ROWS
-    return Chunk(sequence, start, size, stop == len(sequence.tokens), scored)
+    return Chunk(
+        sequence, start, size, stop == len(sequence.tokens) and not sequence.request.pooled, scored
+    )
 
 
 @dataclass(slots=True)

@@ -55,6 +55,7 @@ class Ready(msgspec.Struct, tag=True, frozen=True):
     vocab: int
     config: RuntimeConfig
     receipt: Receipt
+    hidden: int = 0  # width of the model's states
 
 
 class Outputs(msgspec.Struct, tag=True, frozen=True):

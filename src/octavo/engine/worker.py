@@ -122,7 +122,15 @@ def main(descriptor: int) -> int:
         wire.send(Failed(error))
         return error.exit_status
     executor = engine.executor
-    wire.send(Ready(engine.limits, executor.spec.vocab, executor.config, executor.receipt()))
+    wire.send(
+        Ready(
+            engine.limits,
+            executor.spec.vocab,
+            executor.config,
+            executor.receipt(),
+            executor.spec.hidden,
+        )
+    )
     serve(wire, engine)
     return 0
 

@@ -21,6 +21,7 @@ from octavo.serve.answering import Answering, Piece, Pieces
 from octavo.serve.anthropic import CountTokensRequest, Messages, MessagesRequest
 from octavo.serve.chat import Chat
 from octavo.serve.completions import Completions
+from octavo.serve.embeddings import Embeddings, EmbeddingsRequest
 from octavo.serve.errors import ApiError, api_error
 from octavo.serve.guard import Guard
 from octavo.serve.metrics import Metrics, Stopwatch
@@ -265,6 +266,12 @@ def _add_generation(app: FastAPI, server: Server) -> None:
     @app.delete("/v1/responses/{id_}")
     async def delete_response(id_: str) -> Response:
         return json_response(server.responses.delete(id_))
+
+    @app.post("/v1/embeddings")
+    async def embeddings(request: Request) -> Response:
+        body = await parse(request, EmbeddingsRequest)
+        call = await asyncio.to_thread(Embeddings, body, server.model)
+        return json_response(await _unless_gone(request, call.answer()))
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:

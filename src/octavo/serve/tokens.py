@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from octavo.core.errors import RequestError
+from octavo.engine.pool import POOLING
 from octavo.io.tokenizer import Tokenizer
 from octavo.serve.prompts import chat_prompt
 from octavo.serve.protocol import ChatRequest, DetokenizeRequest, TokenizeRequest
@@ -96,6 +97,7 @@ def model_card(model: ServedModel, name: str) -> dict[str, Any]:
             "threads": receipt.threads,
             "bytes_per_token": receipt.bytes_per_token,
             "requantized": receipt.requantized,
+            "embeddings": {"dimensions": model.ready.hidden, "pooling": POOLING},
             "fallbacks": [use.role for use in receipt.kernels if use.fallback],
         },
     }
