@@ -18,6 +18,7 @@ void release(void* memory, size_t bytes);
 void futex_wait(std::atomic<uint32_t>& word,
                 uint32_t expected);  // returns on a wake, or spuriously
 void futex_wake_all(std::atomic<uint32_t>& word);
+void yield();
 int64_t now_ns();  // monotonic
 int process_id();
 

@@ -1,6 +1,7 @@
 #include "core/platform.h"
 
 #include <linux/futex.h>
+#include <sched.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -38,6 +39,8 @@ void futex_wait(std::atomic<uint32_t>& word, uint32_t expected) {
 }
 
 void futex_wake_all(std::atomic<uint32_t>& word) { futex(word, FUTEX_WAKE_PRIVATE, 1 << 30); }
+
+void yield() { sched_yield(); }
 
 int64_t now_ns() {
   timespec time;
