@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any
-
 import anthropic
 import openai
 import pytest
 from openai.types.responses import Response
 
+from support.clients import with_anthropic, with_openai
 from support.serving import Served
 
 CHAT = [{"role": "user", "content": "abc"}]
@@ -29,27 +26,6 @@ def served():
 def url(served):
     with served.listening() as address:
         yield address
-
-
-def with_openai(url: str, work: Callable[[openai.AsyncOpenAI], Awaitable[Any]]) -> Any:
-    async def run() -> Any:
-        base = f"{url}/v1"
-        async with openai.AsyncOpenAI(
-            api_key="k", base_url=base, max_retries=0, _strict_response_validation=True
-        ) as client:
-            return await work(client)
-
-    return asyncio.run(run())
-
-
-def with_anthropic(url: str, work: Callable[[Any], Awaitable[Any]]) -> Any:
-    async def run() -> Any:
-        async with anthropic.AsyncAnthropic(
-            api_key="k", base_url=url, max_retries=0, _strict_response_validation=True
-        ) as client:
-            return await work(client)
-
-    return asyncio.run(run())
 
 
 def test_openai_chat_streamed_and_whole(served, url):

@@ -157,6 +157,7 @@ class _Calls:
         self._state = "outside" if self._begin else "start"
         self._text = ""  # not decided yet
         self._opened = ""  # what stands before an undecided call, text if it is none
+        self._said = False  # text other than space, since the last call
         self._balance = _Balance()
         self.count = 0
 
@@ -198,16 +199,18 @@ class _Calls:
     def _outside(self, last: bool) -> list[Part]:
         at = self._text.find(self._begin)
         if at >= 0:
-            text = self._take(at)
+            text, said = self._take(at), self._said
             self._opened, self._state = self._take(len(self._begin)), "between"
-            return [Text(text)] if text.strip() else []
+            self._said = False
+            return [Text(text)] if said or text.strip() else []
         if last:
             rest = self._take(len(self._text))
-            return [] if self.count and not rest.strip() else [Text(rest)]
-        size = _held(self._text, self._begin)
-        if self.count and not self._text.strip():
-            return []  # space between calls
-        return [Text(self._take(len(self._text) - size))]
+            return [Text(rest)] if rest.strip() or self._said or not self.count else []
+        free = self._text[: len(self._text) - _held(self._text, self._begin)]
+        if not self._said and not free.strip():
+            return []  # space that a call may follow
+        self._said = True
+        return [Text(self._take(len(free)))]
 
     def _between(self, last: bool) -> list[Part]:
         """Behind the begin mark, or between the calls of a list."""
@@ -296,7 +299,7 @@ class _Calls:
     def _give_up(self) -> list[Part]:
         """It was text all along."""
         text, self._opened = self._opened, ""
-        self._state = "outside" if self._begin else "plain"
+        self._state, self._said = ("outside" if self._begin else "plain"), True
         # Past its beginning, so that the same place isn't looked at twice.
         return [Text(text + self._take(1))]
 

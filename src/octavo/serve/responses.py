@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from octavo.core.errors import RequestError
-from octavo.serve.answering import Answering, Piece, Pieces
+from octavo.serve.answering import Answering, Pieces
 from octavo.serve.chat import Chat, merge
 from octavo.serve.errors import ApiError
+from octavo.serve.items import Items
 from octavo.serve.protocol import Body, ChatRequest, PromptCacheOptions
 from octavo.serve.served import ServedModel
 from octavo.serve.wording import new_id
@@ -42,6 +43,10 @@ class ResponsesRequest(Body):
     prompt_cache_options: PromptCacheOptions | None = None
     truncation: str | None = None
     background: bool | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    text: dict[str, Any] | None = None
 
 
 class ResponseStore:
@@ -99,6 +104,40 @@ def _message(item: Mapping[str, Any], index: int) -> dict[str, Any]:
     return {"role": item["role"], "content": item.get("content")}
 
 
+def chat_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]] | None:
+    """Tools as chat requests have them. Raises RequestError for one that is no function."""
+    found = []
+    for i, tool in enumerate(tools or ()):
+        if tool.get("type") != "function":
+            raise RequestError(
+                f"tool {i} is of type {tool.get('type')!r}; only functions are called here", "tools"
+            )
+        function = {key: tool[key] for key in _FUNCTION if tool.get(key) is not None}
+        found.append({"type": "function", "function": function})
+    return found or None
+
+
+_FUNCTION = ("name", "description", "parameters", "strict")
+
+
+def chat_choice(choice: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
+    if isinstance(choice, dict) and choice.get("type") == "function":
+        return {"type": "function", "function": {"name": choice.get("name")}}
+    return choice
+
+
+def chat_format(text: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """`text.format` as a response_format. Raises RequestError when it is no object."""
+    wanted = (text or {}).get("format")
+    if wanted is None:
+        return None
+    if not isinstance(wanted, dict):
+        raise RequestError("text.format must be an object", "text")
+    if wanted.get("type") == "json_schema":
+        return {"type": "json_schema", "json_schema": {"schema": wanted.get("schema")}}
+    return wanted
+
+
 class Responses:
     """One call, checked when it is made."""
 
@@ -119,9 +158,13 @@ class Responses:
             user=body.user or body.safety_identifier,
             prompt_cache_key=body.prompt_cache_key,
             prompt_cache_options=body.prompt_cache_options,
+            tools=chat_tools(body.tools),
+            tool_choice=chat_choice(body.tool_choice),
+            parallel_tool_calls=body.parallel_tool_calls,
+            response_format=chat_format(body.text),
         )
         self.chat = Chat(chat, model)
-        self.id, self._message_id = _id("resp"), _id("msg")
+        self.id = _id("resp")
         self._created = time.time()
         self._sequence = 0
 
@@ -133,26 +176,29 @@ class Responses:
         return self.chat.start()
 
     async def answer(self, answering: Pieces) -> dict[str, Any]:
-        texts: list[str] = []
+        reader, items = self.chat.reader(), Items()
         finish: str | None = None
         async for pieces in answering:
             for piece in pieces:
                 self.chat.tally.add(piece)
-                texts.append(piece.text)
+                for part in reader.push(piece.text, piece.finish is not None):
+                    items.add(part)
                 finish = piece.finish or finish
-        return self._finished("".join(texts), finish)
+        items.end(finish == "length")
+        return self._finished(items, finish)
 
-    def _finished(self, text: str, finish: str | None) -> dict[str, Any]:
+    def _finished(self, items: Items, finish: str | None) -> dict[str, Any]:
         cut = finish == "length"
         response = self._response("incomplete" if cut else "completed")
-        response["output"] = [self._item(text, "incomplete" if cut else "completed")]
+        response["output"] = items.finished()
         response["completed_at"] = None if cut else time.time()
         response["incomplete_details"] = {"reason": "max_output_tokens"} if cut else None
         response["usage"] = self._usage()
         response["prompt_cache_diagnostics"] = next(iter(self.chat.tally.diagnostics()), None)
         if self.body.store is not False:
-            answer = {"role": "assistant", "content": text}
-            self._store.put(response, [*self._conversation, answer])
+            said = [item for item in response["output"] if item["type"] != "reasoning"]
+            answer = [_message(item, i) for i, item in enumerate(said)]
+            self._store.put(response, [*self._conversation, *answer])
         return response
 
     def _response(self, status: str) -> dict[str, Any]:
@@ -169,27 +215,18 @@ class Responses:
             "metadata": body.metadata or {},
             "model": self.chat.name,
             "output": [],
-            "parallel_tool_calls": True,
+            "parallel_tool_calls": body.parallel_tool_calls is not False,
             "previous_response_id": body.previous_response_id,
             "prompt_cache_key": body.prompt_cache_key,
             "store": body.store is not False,
             "temperature": params.temperature,
-            "text": {"format": {"type": "text"}},
-            "tool_choice": "auto",
-            "tools": [],
+            "text": {"format": (body.text or {}).get("format") or {"type": "text"}},
+            "tool_choice": body.tool_choice or "auto",
+            "tools": [_shown(tool) for tool in body.tools or ()],
             "top_p": params.top_p,
             "truncation": "disabled",
             "usage": None,
             "user": body.user,
-        }
-
-    def _item(self, text: str, status: str) -> dict[str, Any]:
-        return {
-            "id": self._message_id,
-            "type": "message",
-            "role": "assistant",
-            "status": status,
-            "content": [] if status == "in_progress" else [_part(text)],
         }
 
     def _usage(self) -> dict[str, Any]:
@@ -204,42 +241,26 @@ class Responses:
 
     async def stream(self, answering: Pieces) -> AsyncIterator[bytes]:
         """Events in the order that clients rely on, numbered from 0."""
-        texts: list[str] = []
+        reader, items = self.chat.reader(), Items()
         finish: str | None = None
-        place = {"item_id": self._message_id, "output_index": 0, "content_index": 0}
         yield self._event("response.created", {"response": self._response("in_progress")})
         yield self._event("response.in_progress", {"response": self._response("in_progress")})
-        item = self._item("", "in_progress")
-        yield self._event("response.output_item.added", {"output_index": 0, "item": item})
-        yield self._event("response.content_part.added", {**place, "part": _part("")})
         async for pieces in answering:
             for piece in merge(pieces):
                 self.chat.tally.add(piece)
                 finish = piece.finish or finish
-                if piece.text:
-                    texts.append(piece.text)
-                    yield self._delta(place, piece)
-        for event in self._end(place, "".join(texts), finish):
-            yield event
+                for part in reader.push(piece.text, piece.finish is not None):
+                    for kind, fields in items.add(part):
+                        yield self._event(kind, fields)
+        for kind, fields in items.end(finish == "length"):
+            yield self._event(kind, fields)
+        response = self._finished(items, finish)
+        yield self._event(f"response.{response['status']}", {"response": response})
 
     def failure(self, error: ApiError) -> bytes:
         response = self._response("failed")
         response["error"] = {"code": error.code or "server_error", "message": str(error)}
         return self._event("response.failed", {"response": response})
-
-    def _delta(self, place: dict[str, Any], piece: Piece) -> bytes:
-        fields = {**place, "delta": piece.text, "logprobs": []}
-        return self._event("response.output_text.delta", fields)
-
-    def _end(self, place: dict[str, Any], text: str, finish: str | None) -> list[bytes]:
-        response = self._finished(text, finish)
-        item = response["output"][0]
-        return [
-            self._event("response.output_text.done", {**place, "text": text, "logprobs": []}),
-            self._event("response.content_part.done", {**place, "part": _part(text)}),
-            self._event("response.output_item.done", {"output_index": 0, "item": item}),
-            self._event(f"response.{response['status']}", {"response": response}),
-        ]
 
     def _event(self, kind: str, fields: dict[str, Any]) -> bytes:
         value = {"type": kind, "sequence_number": self._sequence, **fields}
@@ -251,5 +272,5 @@ def _id(prefix: str) -> str:
     return new_id(prefix).replace("-", "_")
 
 
-def _part(text: str) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+def _shown(tool: Mapping[str, Any]) -> dict[str, Any]:
+    return {"parameters": None, "strict": None, **tool}
