@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import httpx
+import msgspec
 import uvicorn
 
 from octavo.backends.base import RuntimeConfig
@@ -20,6 +21,7 @@ from octavo.engine.request import Request
 from octavo.engine.scheduler import Limits
 from octavo.engine.stats import EngineStats
 from octavo.engine.wire import Ready
+from octavo.engine.worker import submit
 from octavo.io.tokenizer import Tokenizer
 from octavo.serve.app import ServeSettings, create_app
 from octavo.serve.served import ServedModel
@@ -44,7 +46,8 @@ class LoopClient:
         if self.refuse is not None:
             raise self.refuse
         seeded = tuple(with_seed(request) for request in requests)
-        self.loop.submit(seeded, inbox)
+        sent = msgspec.msgpack.encode(seeded)  # as over the wire
+        submit(self.loop, inbox, msgspec.msgpack.decode(sent, type=tuple[Request, ...]))
         return seeded
 
     def abort(self, request_id: str, choice: int | None = None) -> None:

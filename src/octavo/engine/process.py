@@ -152,10 +152,10 @@ class ProcessClient:
             if self._state != "ready" or self.ready is None:
                 raise UnavailableError(self._reason or f"the engine is {self._state}")
             self._check_room(len(seeded), self.ready.limits.max_waiting)
+            self._tell(Submit(seeded))  # first: what can't be told must not be waited for
             for request in seeded:
                 self._child.inboxes[request.id] = inbox
                 self._child.owed[request.id] = request.params.n
-            self._tell(Submit(seeded))
         return seeded
 
     def _check_room(self, count: int, most: int) -> None:

@@ -39,24 +39,28 @@ class _Range(NamedTuple):
         return above and value <= self.high
 
 
+_MOST = (
+    2**31 - 1
+)  # of anything that is counted, and of token ids: they travel as fixed-size integers
+
 _RANGES = (
-    _Range("max_tokens", 1, math.inf, whole=True),
+    _Range("max_tokens", 1, _MOST, whole=True),
     _Range("temperature", 0, math.inf),
-    _Range("top_k", 0, 2**31 - 1, whole=True),
+    _Range("top_k", 0, _MOST, whole=True),
     _Range("top_p", 0, 1, open_low=True),
     _Range("min_p", 0, 1),
     _Range("repetition_penalty", 0, math.inf, open_low=True),
     _Range("presence_penalty", -2, 2),
     _Range("frequency_penalty", -2, 2),
     _Range("n", 1, MAX_CHOICES, whole=True),
-    _Range("min_tokens", 0, math.inf, whole=True),
+    _Range("min_tokens", 0, _MOST, whole=True),
 )
 _SEED = _Range("seed", 0, 2**64 - 1, whole=True)
 _LOGPROBS = _Range("logprobs", 0, MAX_LOGPROBS, whole=True)
 _BIAS = _Range("logit_bias", -100, 100)
 _PRIORITY = _Range("priority", -(2**31), 2**31 - 1, whole=True)
 _TIMEOUT = _Range("timeout", 0, math.inf)
-_TOKEN = _Range("stop_token_ids", 0, 2**31 - 1, whole=True)
+_TOKEN = _Range("stop_token_ids", 0, _MOST, whole=True)
 
 
 def _check_range(bounds: _Range, value: object) -> None:
@@ -225,6 +229,8 @@ class Request:
         _check_tuple("prompt", self.prompt, "token ids")
         if not self.prompt:
             raise RequestError("the prompt is empty; give at least one token", param="prompt")
+        if min(self.prompt) < 0 or max(self.prompt) > _MOST:
+            raise RequestError(f"prompt needs token ids in [0, {_MOST}]", param="prompt")
         _check_range(_PRIORITY, self.priority)
         _check_range(_TIMEOUT, self.timeout)
         if self.grammar and self.params.min_tokens:

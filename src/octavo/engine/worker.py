@@ -19,7 +19,7 @@ import msgspec
 
 from octavo.backends.base import RuntimeConfig
 from octavo.core.errors import InternalError, OctavoError, RequestError
-from octavo.engine.client import EngineLoop
+from octavo.engine.client import EngineLoop, Inbox
 from octavo.engine.constraint import Vocabulary, vocabulary_of
 from octavo.engine.engine import Engine
 from octavo.engine.request import Output, Request
@@ -76,7 +76,7 @@ def serve(wire: Wire, engine: Engine) -> None:
     prefixes = engine.prefixes
     while (message := wire.receive()) is not None and not isinstance(message, Stop):
         if isinstance(message, Submit):
-            _submit(loop, outbox, message.requests)
+            submit(loop, outbox, message.requests)
         elif isinstance(message, Abort):
             loop.abort(message.request_id, message.choice)
         elif isinstance(message, Unpin) and prefixes is not None:
@@ -86,7 +86,7 @@ def serve(wire: Wire, engine: Engine) -> None:
     engine.executor.close()
 
 
-def _submit(loop: EngineLoop, outbox: _Outbox, requests: tuple[Request, ...]) -> None:
+def submit(loop: EngineLoop, outbox: Inbox, requests: tuple[Request, ...]) -> None:
     """Start those that can be served; the others end at once with what is wrong with them."""
     served = []
     for request in requests:
