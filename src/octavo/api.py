@@ -17,6 +17,7 @@ from octavo.core.closing import Closing
 from octavo.core.errors import ConfigError, RequestError
 from octavo.engine import named
 from octavo.engine.answers import Answer, Answers, Completion
+from octavo.engine.beam import Beam, BeamParams, beam_search, expander
 from octavo.engine.client import InProcessClient
 from octavo.engine.constraint import vocabulary_of
 from octavo.engine.detokenize import Detokenizer
@@ -275,6 +276,28 @@ class LLM(Closing):
             messages = [message for message in text if isinstance(message, Mapping)]
             return tuple(render_chat(self._tokenizer, messages, add_generation_prompt=False))
         return self._encode(text)
+
+    def beam_search(
+        self,
+        prompt: str | Sequence[int],
+        width: int = 4,
+        max_tokens: int = 64,
+        length_penalty: float = 1.0,
+    ) -> list[Beam]:
+        """The `width` best answers that a beam search finds, best first. Their score is the
+        log-probability over length**length_penalty. Raises RequestError for a width beyond what
+        alternatives are reported (20 less the end tokens), or a prompt that can't be served.
+        """
+        tokens = self._encode(prompt)
+        room = max(1, self.context - len(tokens))
+        params = BeamParams(width, min(max_tokens, room), length_penalty, self._eos)
+        new_id = (f"beam-{number}" for number in self._ids).__next__
+        expand = expander(self._client, tokens, new_id, params.alternatives)
+        return [self._with_text(beam) for beam in beam_search(expand, params)]
+
+    def _with_text(self, beam: Beam) -> Beam:
+        shown = beam.tokens[:-1] if beam.finished else beam.tokens
+        return dataclasses.replace(beam, text=self._tokenizer.decode(shown))
 
     def embed(self, texts: Prompts) -> F32:
         """Unit vectors of texts (or token ids), float32 [texts, hidden]: the mean over all tokens

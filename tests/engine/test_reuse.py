@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from octavo.backends.base import RuntimeConfig
 from octavo.core.errors import DeadlineError, OverloadedError
 from octavo.engine.engine import Engine
+from octavo.engine.pace import Pace
 from octavo.engine.request import CachePolicy, Mark, Output, Request, SamplingParams
 from octavo.engine.reuse import common_prefix
 from octavo.engine.scheduler import Limits
 from support.fakes import FakeModel, fake_executor
+from support.native_models import llama_like, load_native
 
 CONFIG = RuntimeConfig(max_tokens=6, max_seqs=3, context=24, block_size=4)
 PROMPT = (1, 2, 3, 4, 5, 1, 2, 3, 4, 5)
@@ -261,3 +263,34 @@ def test_any_mix_of_shared_prompts_answers_as_alone(prompts, windows, blocks):
     assert found == {(r.id, c): model.answer(r, c) for r in requests for c in range(2)}
     pool = engine.scheduler.pool
     assert [group.free for group in pool.groups] == [blocks] * len(windows)
+
+
+def peak_blocks(engine: Engine, prompt: tuple[int, ...]) -> int:
+    """Blocks held at most while 64 requests with a token of their own behind it run together."""
+    params = SamplingParams(max_tokens=3, ignore_eos=True)
+    engine.submit(Request("first", prompt, params))
+    while engine.has_work():
+        engine.step()
+    for i in range(64):
+        engine.submit(Request(str(i), (*prompt, i % 6), params))
+    [pool] = engine.scheduler.pool.groups
+    peak = 0
+    while engine.has_work():
+        engine.step()
+        engine.check()
+        if engine.scheduler.running == 64:
+            peak = max(peak, pool.n_blocks - pool.free)
+    return peak
+
+
+def test_64_requests_hold_a_shared_prefix_once():
+    config = RuntimeConfig(max_tokens=128, max_seqs=64, context=64, block_size=4)
+    engine = Engine(fake_executor(kv_blocks=200, config=config), pace=Pace.fixed(128))
+    assert peak_blocks(engine, PROMPT * 4) == 10 + 64
+
+
+def test_64_requests_hold_a_shared_prefix_once_natively():
+    config = RuntimeConfig(max_tokens=128, max_seqs=64, context=128, kv_tokens=2048, threads=2)
+    engine = Engine(load_native(llama_like(), config), pace=Pace.fixed(128))
+    assert peak_blocks(engine, PROMPT * 8) == 5 + 64
+    engine.executor.close()
