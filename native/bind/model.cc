@@ -43,25 +43,46 @@ int rows_of(const Weight& weight, const std::string& type, const In<uint8_t, 2>&
   return static_cast<int>(data.shape(0));
 }
 
+template <class T>
+std::vector<T> copied(const nb::object& array) {
+  if (array.is_none()) return {};
+  const auto values = nb::cast<In<T, 2>>(array);
+  return {values.data(), values.data() + values.size()};
+}
+
+// Throws unless every part of `rows` has the values that the plan takes.
+void check_parts(const PackPlan& plan, const AffineRows& rows) {
+  const bool subs = plan.scaling != Scaling::kF16 && plan.scaling != Scaling::kF32;
+  const size_t n = static_cast<size_t>(rows.rows);
+  const size_t groups = n * static_cast<size_t>(plan.group >= plan.k ? 1 : plan.k / plan.group);
+  const size_t supers = subs ? n * static_cast<size_t>(plan.k / plan.super_group) : groups;
+  const bool fits = rows.codes.size() == n * static_cast<size_t>(plan.k) &&
+                    rows.scales.size() == supers &&
+                    rows.offsets.size() == (plan.has_offset ? supers : 0) &&
+                    rows.zeros.size() == (plan.has_zero ? groups : 0) &&
+                    rows.subs.size() == (subs ? groups : 0) &&
+                    rows.sub_offsets.size() == (subs && plan.has_offset ? groups : 0);
+  if (!fits) throw nb::value_error("codes, scales and offsets do not match the weight");
+}
+
 // A copy of canonical rows as the packer takes them.
 AffineRows affine_rows(const Weight& weight, const In<uint8_t, 2>& codes,
-                       const In<float, 2>& scales, const nb::object& offsets, int bits) {
+                       const In<float, 2>& scales, const nb::object& offsets,
+                       const nb::object& zeros, const nb::object& subs,
+                       const nb::object& sub_offsets) {
   const PackPlan& plan = weight.plan();
   AffineRows rows;
   rows.rows = static_cast<int>(codes.shape(0));
   rows.k = plan.k;
   rows.group = plan.group;
   rows.zero = plan.zero;
-  rows.bits = bits;
   rows.codes.assign(codes.data(), codes.data() + codes.size());
   rows.scales.assign(scales.data(), scales.data() + scales.size());
-  if (!offsets.is_none()) {
-    const auto array = nb::cast<In<float, 2>>(offsets);
-    rows.offsets.assign(array.data(), array.data() + array.size());
-  }
-  if (static_cast<int>(codes.shape(1)) != plan.k || scales.shape(0) != codes.shape(0) ||
-      rows.offsets.empty() == plan.has_offset)
-    throw nb::value_error("codes, scales and offsets do not match the weight");
+  rows.offsets = copied<float>(offsets);
+  rows.zeros = copied<uint8_t>(zeros);
+  rows.subs = copied<uint8_t>(subs);
+  rows.sub_offsets = copied<uint8_t>(sub_offsets);
+  check_parts(plan, rows);
   return rows;
 }
 
@@ -83,6 +104,12 @@ void bind_weight(nb::module_& m) {
       .value("A8A16", Act::kA8A16)
       .value("BF16", Act::kBf16)
       .value("F32", Act::kF32);
+  nb::enum_<Scaling>(m, "Scaling")
+      .value("F16", Scaling::kF16)
+      .value("F32", Scaling::kF32)
+      .value("SUB4", Scaling::kSub4)
+      .value("SUB6", Scaling::kSub6)
+      .value("SUB8", Scaling::kSub8);
   m.def("code_for", &code_for, "bits"_a);
   nb::class_<PackPlan>(m, "PackPlan")
       .def(nb::init<>())
@@ -92,8 +119,17 @@ void bind_weight(nb::module_& m) {
       .def_rw("code", &PackPlan::code)
       .def_rw("group", &PackPlan::group)
       .def_rw("zero", &PackPlan::zero)
-      .def_rw("scale_f32", &PackPlan::scale_f32)
+      .def_rw("scaling", &PackPlan::scaling)
       .def_rw("has_offset", &PackPlan::has_offset)
+      .def_rw("has_zero", &PackPlan::has_zero)
+      .def_rw("super_group", &PackPlan::super_group)
+      .def_rw("sub_bias", &PackPlan::sub_bias)
+      .def(
+          "set_levels16",
+          [](PackPlan& plan, const std::vector<int>& levels, float step) {
+            set_levels16(&plan, levels, step);
+          },
+          "levels"_a, "step"_a)
       .def_rw("levels8", &PackPlan::levels8)
       .def_rw("levels", &PackPlan::levels)
       .def_prop_ro("packed_bytes", [](const PackPlan& plan) { return packed_bytes(plan); });
@@ -128,10 +164,14 @@ void bind_weight(nb::module_& m) {
           "type"_a, "data"_a, "row0"_a, "bits"_a, "convention"_a)
       .def(
           "pack_affine",
-          [](Weight& w, const In<uint8_t, 2>& codes, const In<float, 2>& scales,
-             const nb::object& offsets, int bits,
-             int row0) { w.pack_affine(affine_rows(w, codes, scales, offsets, bits), row0); },
-          "codes"_a, "scales"_a, "offsets"_a.none(), "bits"_a, "row0"_a)
+          [](Weight& w, const In<uint8_t, 2>& codes, const In<float, 2>& scales, int row0,
+             const nb::object& offsets, const nb::object& zeros, const nb::object& subs,
+             const nb::object& sub_offsets) {
+            w.pack_affine(affine_rows(w, codes, scales, offsets, zeros, subs, sub_offsets), row0);
+          },
+          "codes"_a, "scales"_a, "row0"_a, "offsets"_a.none() = nb::none(),
+          "zeros"_a.none() = nb::none(), "subs"_a.none() = nb::none(),
+          "sub_offsets"_a.none() = nb::none())
       .def(
           "unpack",
           [](const Weight& w, int row0, Floats out) {

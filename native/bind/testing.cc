@@ -36,6 +36,7 @@ using octavo::Code;
 using octavo::KernelTable;
 using octavo::PackedWeight;
 using octavo::PackPlan;
+using octavo::Scaling;
 
 template <class T>
 using In = nb::ndarray<const T, nb::c_contig, nb::device::cpu>;
@@ -132,21 +133,44 @@ struct Packed {
   }
 };
 
+Scaling scaling_of(const std::string& name) {
+  constexpr std::pair<const char*, Scaling> kNames[] = {{"f16", Scaling::kF16},
+                                                        {"f32", Scaling::kF32},
+                                                        {"sub4", Scaling::kSub4},
+                                                        {"sub6", Scaling::kSub6},
+                                                        {"sub8", Scaling::kSub8}};
+  for (const auto& [known, scaling] : kNames) {
+    if (name == known) return scaling;
+  }
+  throw std::invalid_argument("no such scaling: " + name);
+}
+
+// extra: "", "offset" or "zero"; supers: inputs of a super-group, and sub_bias.
 std::unique_ptr<Packed> make_packed(int n, int k, const std::string& code, int group, int zero,
-                                    bool scale_f32, bool has_offset,
-                                    std::optional<In<int8_t>> levels8,
-                                    std::optional<In<float>> levels) {
+                                    const std::string& scaling, const std::string& extra,
+                                    std::tuple<int, int> supers) {
   PackPlan plan;
   plan.n = n;
   plan.k = k;
   plan.code = code_of(code);
   plan.group = group;
   plan.zero = zero;
-  plan.scale_f32 = scale_f32;
-  plan.has_offset = has_offset;
-  plan.levels8 = vector_of(levels8);
-  plan.levels = vector_of(levels);
+  plan.scaling = scaling_of(scaling);
+  plan.has_offset = extra == "offset";
+  plan.has_zero = extra == "zero";
+  std::tie(plan.super_group, plan.sub_bias) = supers;
   return std::make_unique<Packed>(std::move(plan));
+}
+
+// Gives a weight its codebook: integers, or floats with their levels of 16 bits.
+void set_levels8(Packed& w, In<int8_t> levels) {
+  w.plan.levels8.assign(levels.data(), levels.data() + levels.size());
+  w.view = octavo::packed_view(w.plan, w.data->data());
+}
+void set_levels(Packed& w, In<float> levels, const std::vector<int>& levels16, float step) {
+  w.plan.levels.assign(levels.data(), levels.data() + levels.size());
+  if (!levels16.empty()) octavo::set_levels16(&w.plan, levels16, step);
+  w.view = octavo::packed_view(w.plan, w.data->data());
 }
 
 std::unique_ptr<Packed> gguf_packed(const std::string& type, int n, int k) {
@@ -156,13 +180,17 @@ std::unique_ptr<Packed> gguf_packed(const std::string& type, int n, int k) {
 }
 
 void pack_affine(Packed& w, int row0, In<uint8_t> codes, In<float> scales,
-                 std::optional<In<float>> offsets) {
+                 std::optional<In<float>> offsets, std::optional<In<uint8_t>> zeros,
+                 std::optional<In<uint8_t>> subs, std::optional<In<uint8_t>> sub_offsets) {
   AffineRows rows;
   rows.rows = static_cast<int>(codes.shape(0));
   rows.k = static_cast<int>(codes.shape(1));
   rows.codes.assign(codes.data(), codes.data() + codes.size());
   rows.scales.assign(scales.data(), scales.data() + scales.size());
   rows.offsets = vector_of(offsets);
+  rows.zeros = vector_of(zeros);
+  rows.subs = vector_of(subs);
+  rows.sub_offsets = vector_of(sub_offsets);
   octavo::pack_affine(w.plan, w.data->data(), row0, rows);
 }
 
@@ -468,7 +496,7 @@ Out<float> gguf_dequantize(const std::string& type, In<uint8_t> data, int k) {
   return give(out.take(), {rows, width});
 }
 
-using Encoded = std::tuple<Out<uint8_t>, Out<float>, Out<float>, int>;
+using Encoded = std::tuple<Out<uint8_t>, Out<float>, Out<uint8_t>, int>;
 
 Encoded encode_rtn(In<float> w, int group, int bits, const std::string& convention,
                    bool scale_f32) {
@@ -478,10 +506,10 @@ Encoded encode_rtn(In<float> w, int group, int bits, const std::string& conventi
     throw std::invalid_argument("no such convention or number of bits");
   }
   const size_t height = w.shape(0), groups = rows.scales.size() / height;
-  const size_t offsets = rows.offsets.size() / height;
+  const size_t zeros = rows.zeros.size() / height;
   return {give(std::move(rows.codes), {height, w.shape(1)}),
           give(std::move(rows.scales), {height, groups}),
-          give(std::move(rows.offsets), {height, offsets}), rows.zero};
+          give(std::move(rows.zeros), {height, zeros}), rows.zero};
 }
 
 Out<float> half_round_trip(In<float> x) {
@@ -502,14 +530,18 @@ void bind_testing(nb::module_& m) {
       .def_prop_ro("k_pad", [](const Packed& w) { return w.view.k_pad; })
       .def_prop_ro("panel_bytes", [](const Packed& w) { return w.view.panel_bytes; })
       .def("pack_affine", &pack_affine, nb::arg("row0"), nb::arg("codes"), nb::arg("scales"),
-           nb::arg("offsets").none() = nb::none())
+           nb::arg("offsets").none() = nb::none(), nb::arg("zeros").none() = nb::none(),
+           nb::arg("subs").none() = nb::none(), nb::arg("sub_offsets").none() = nb::none())
+      .def("set_levels8", &set_levels8, nb::arg("levels"))
+      .def("set_levels", &set_levels, nb::arg("levels"), nb::arg("levels16") = std::vector<int>(),
+           nb::arg("step") = 1.0f)
       .def("pack_f32", &pack_f32, nb::arg("row0"), nb::arg("values"))
       .def("pack_gguf", &pack_gguf, nb::arg("row0"), nb::arg("type"), nb::arg("data"))
       .def("unpack", &unpack, nb::arg("isa") = "generic")
       .def("raw", &raw_bytes);
   m.def("packed", &make_packed, nb::arg("n"), nb::arg("k"), nb::arg("code"), nb::arg("group") = 0,
-        nb::arg("zero") = 0, nb::arg("scale_f32") = false, nb::arg("has_offset") = false,
-        nb::arg("levels8").none() = nb::none(), nb::arg("levels").none() = nb::none());
+        nb::arg("zero") = 0, nb::arg("scaling") = "f16", nb::arg("extra") = "",
+        nb::arg("supers") = std::tuple<int, int>(0, 0));
   m.def("gguf_packed", &gguf_packed);
   m.def("isas", &isas);
   m.def("isa_of", [](const std::string& isa) { return std::string(table_of(isa).isa); });

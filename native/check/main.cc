@@ -82,9 +82,38 @@ void random_levels(Random& random, Levels levels, PackPlan* plan) {
   if (levels == Levels::kInt8) {
     for (size_t i = 0; i < n; ++i)
       plan->levels8.push_back(static_cast<int8_t>(between(random, -128, 127)));
-  } else if (levels == Levels::kAny) {
+  } else if (levels != Levels::kNone) {
     plan->levels = floats(random, static_cast<int>(n));
   }
+  if (levels != Levels::kInt16) return;
+  std::vector<int> wide;
+  for (size_t i = 0; i < n; ++i) wide.push_back(between(random, -32639, 32639));
+  set_levels16(plan, wide, 0.001F);
+}
+
+bool two_level(const PackPlan& plan) {
+  return plan.scaling != Scaling::kF16 && plan.scaling != Scaling::kF32;
+}
+
+// Scales of any kind, and offsets or zero points or neither.
+void random_tables(Random& random, Levels levels, PackPlan* plan) {
+  constexpr Scaling kScalings[] = {Scaling::kF16, Scaling::kF32, Scaling::kSub4, Scaling::kSub6,
+                                   Scaling::kSub8};
+  plan->scaling = kScalings[between(random, 0, 4)];
+  if (two_level(*plan)) {
+    plan->super_group = plan->group << between(random, 0, 3);
+    plan->sub_bias = between(random, 0, 1) * 8;
+  }
+  plan->has_offset = between(random, 0, 2) == 1;
+  if (levels != Levels::kNone) return;
+  plan->has_zero = !plan->has_offset && between(random, 0, 1) == 1;
+  if (!plan->has_zero) plan->zero = between(random, 0, 1 << (code_bits(plan->code) - 1));
+}
+
+std::vector<uint8_t> random_bytes(Random& random, int n, int most) {
+  std::vector<uint8_t> bytes;
+  for (int i = 0; i < n; ++i) bytes.push_back(static_cast<uint8_t>(between(random, 0, most)));
+  return bytes;
 }
 
 void fill_codes(Random& random, Weights* w) {
@@ -96,8 +125,15 @@ void fill_codes(Random& random, Weights* w) {
   const int groups = plan.group >= plan.k ? 1 : plan.k / plan.group, top = code_bits(plan.code);
   for (int i = 0; i < plan.n * plan.k; ++i)
     rows.codes.push_back(static_cast<uint8_t>(between(random, 0, (1 << top) - 1)));
-  rows.scales = floats(random, plan.n * groups, 0.01F);
-  if (plan.has_offset) rows.offsets = floats(random, plan.n * groups);
+  const int supers = two_level(plan) ? (plan.k + plan.super_group - 1) / plan.super_group : groups;
+  const int most = plan.scaling == Scaling::kSub4 ? 15 : plan.scaling == Scaling::kSub6 ? 63 : 255;
+  rows.scales = floats(random, plan.n * supers, 0.01F);
+  if (plan.has_offset) rows.offsets = floats(random, plan.n * supers);
+  if (plan.has_zero) rows.zeros = random_bytes(random, plan.n * groups, (1 << top) - 1);
+  if (two_level(plan)) {
+    rows.subs = random_bytes(random, plan.n * groups, most);
+    rows.sub_offsets = random_bytes(random, plan.n * groups, most);
+  }
   pack_affine(plan, w->data, 0, rows);
 }
 
@@ -113,10 +149,8 @@ std::unique_ptr<Weights> random_weights(Random& random, const LinearKernel& row)
     plan.group = plan.k = between(random, 1, 300);
   }
   if (has_codes(row.code)) {
-    plan.scale_f32 = between(random, 0, 1) == 1;
-    plan.has_offset = between(random, 0, 1) == 1;
     random_levels(random, row.levels, &plan);
-    if (row.levels == Levels::kNone) plan.zero = between(random, 0, 1 << (code_bits(row.code) - 1));
+    random_tables(random, row.levels, &plan);
   }
   w->memory.resize(static_cast<size_t>(packed_bytes(plan)) + 64);
   w->data = w->memory.data() + (64 - reinterpret_cast<uintptr_t>(w->memory.data()) % 64);

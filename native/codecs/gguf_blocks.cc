@@ -69,10 +69,11 @@ inline void or_bits(const uint8_t* in, int shift, int mask, int to, uint8_t* cod
 }
 
 void decode_q2_k(const uint8_t* b, const BlockOut& out) {
-  const float d = load_half(b + 80), dmin = load_half(b + 82);
+  out.scales[0] = load_half(b + 80);
+  out.offsets[0] = -load_half(b + 82);
   for (int g = 0; g < 16; ++g) {
-    out.scales[g] = d * static_cast<float>(b[g] & 15);
-    out.offsets[g] = -(dmin * static_cast<float>(b[g] >> 4));
+    out.subs[g] = b[g] & 15;
+    out.sub_offsets[g] = static_cast<uint8_t>(b[g] >> 4);
   }
   for (int i = 0; i < 8; ++i) {  // 128 inputs share 32 bytes, two bits each
     two_bits(b + 16 + 32 * (i / 4), 2 * (i % 4), out.codes + 32 * i);
@@ -81,11 +82,11 @@ void decode_q2_k(const uint8_t* b, const BlockOut& out) {
 
 void decode_q3_k(const uint8_t* b, const BlockOut& out) {
   const uint8_t *high = b, *low = b + 32, *sub = b + 96;
-  const float d = load_half(b + 108);
+  out.scales[0] = load_half(b + 108);
   for (int g = 0; g < 16; ++g) {
     const int nibble = (sub[g % 8] >> (4 * (g / 8))) & 15;
     const int top = (sub[8 + g % 4] >> (2 * (g / 4))) & 3;
-    out.scales[g] = d * static_cast<float>((nibble | top << 4) - 32);
+    out.subs[g] = static_cast<uint8_t>(nibble | top << 4);
   }
   for (int i = 0; i < 8; ++i) {  // the high bit adds 4; zero is 4
     two_bits(low + 32 * (i / 4), 2 * (i % 4), out.codes + 32 * i);
@@ -93,9 +94,10 @@ void decode_q3_k(const uint8_t* b, const BlockOut& out) {
   }
 }
 
-// Eight 6-bit scales and minima in 12 bytes (Q4_K, Q5_K), times d and -dmin.
+// Eight 6-bit scales and minima in 12 bytes (Q4_K, Q5_K), under d and -dmin.
 inline void decode_k_scales(const uint8_t* b, const BlockOut& out) {
-  const float d = load_half(b), dmin = load_half(b + 2);
+  out.scales[0] = load_half(b);
+  out.offsets[0] = -load_half(b + 2);
   const uint8_t* s = b + 4;
   for (int g = 0; g < 8; ++g) {
     int scale = s[g % 4] & 63, min = s[4 + g % 4] & 63;
@@ -103,8 +105,8 @@ inline void decode_k_scales(const uint8_t* b, const BlockOut& out) {
       scale = (s[8 + g % 4] & 15) | (s[g % 4] >> 6) << 4;
       min = (s[8 + g % 4] >> 4) | (s[4 + g % 4] >> 6) << 4;
     }
-    out.scales[g] = d * static_cast<float>(scale);
-    out.offsets[g] = -(dmin * static_cast<float>(min));
+    out.subs[g] = static_cast<uint8_t>(scale);
+    out.sub_offsets[g] = static_cast<uint8_t>(min);
   }
 }
 
@@ -122,10 +124,8 @@ void decode_q5_k(const uint8_t* b, const BlockOut& out) {
 
 void decode_q6_k(const uint8_t* b, const BlockOut& out) {
   const uint8_t *low = b, *high = b + 128;
-  const float d = load_half(b + 208);
-  for (int g = 0; g < 16; ++g) {
-    out.scales[g] = d * static_cast<float>(static_cast<int8_t>(b[192 + g]));
-  }
+  out.scales[0] = load_half(b + 208);
+  for (int g = 0; g < 16; ++g) out.subs[g] = static_cast<uint8_t>(b[192 + g] ^ 0x80u);
   for (int half = 0; half < 2; ++half) {
     split_nibbles(low + 64 * half, 64, out.codes + 128 * half);
     for (int i = 0; i < 4; ++i) {
@@ -135,29 +135,31 @@ void decode_q6_k(const uint8_t* b, const BlockOut& out) {
 }
 
 void decode_iq4_xs(const uint8_t* b, const BlockOut& out) {
-  const float d = load_half(b);
+  out.scales[0] = load_half(b);
   const uint16_t high = load_u16(b + 2);
   for (int g = 0; g < 8; ++g) {
     const int nibble = (b[4 + g / 2] >> (4 * (g % 2))) & 15;
-    out.scales[g] = d * static_cast<float>((nibble | ((high >> (2 * g)) & 3) << 4) - 32);
+    out.subs[g] = static_cast<uint8_t>(nibble | ((high >> (2 * g)) & 3) << 4);
     split_nibbles(b + 8 + 16 * g, 16, out.codes + 32 * g);
   }
 }
 
-//   type, inputs, bytes, group, bits, zero, has_offset, half_scales, levels8, decode
+constexpr Scaling kHalf = Scaling::kF16, kSub4 = Scaling::kSub4, kSub6 = Scaling::kSub6;
+
+//   type, inputs, bytes, group, bits, zero, has_offset, scaling, sub_bias, levels8, decode
 constexpr GgufBlock kBlocks[] = {
-    {"Q4_0", 32, 18, 32, 4, 8, false, true, nullptr, decode_q4_0},
-    {"Q4_1", 32, 20, 32, 4, 0, true, true, nullptr, decode_q4_1},
-    {"Q5_0", 32, 22, 32, 5, 16, false, true, nullptr, decode_q5_0},
-    {"Q5_1", 32, 24, 32, 5, 0, true, true, nullptr, decode_q5_1},
-    {"Q8_0", 32, 34, 32, 8, 128, false, true, nullptr, decode_q8_0},
-    {"Q2_K", 256, 84, 16, 2, 0, true, false, nullptr, decode_q2_k},
-    {"Q3_K", 256, 110, 16, 3, 4, false, false, nullptr, decode_q3_k},
-    {"Q4_K", 256, 144, 32, 4, 0, true, false, nullptr, decode_q4_k},
-    {"Q5_K", 256, 176, 32, 5, 0, true, false, nullptr, decode_q5_k},
-    {"Q6_K", 256, 210, 16, 6, 32, false, false, nullptr, decode_q6_k},
-    {"IQ4_NL", 32, 18, 32, 4, 0, false, true, kIq4Levels, decode_q4_0},
-    {"IQ4_XS", 256, 136, 32, 4, 0, false, false, kIq4Levels, decode_iq4_xs},
+    {"Q4_0", 32, 18, 32, 4, 8, false, kHalf, 0, nullptr, decode_q4_0},
+    {"Q4_1", 32, 20, 32, 4, 0, true, kHalf, 0, nullptr, decode_q4_1},
+    {"Q5_0", 32, 22, 32, 5, 16, false, kHalf, 0, nullptr, decode_q5_0},
+    {"Q5_1", 32, 24, 32, 5, 0, true, kHalf, 0, nullptr, decode_q5_1},
+    {"Q8_0", 32, 34, 32, 8, 128, false, kHalf, 0, nullptr, decode_q8_0},
+    {"Q2_K", 256, 84, 16, 2, 0, true, kSub4, 0, nullptr, decode_q2_k},
+    {"Q3_K", 256, 110, 16, 3, 4, false, kSub6, 32, nullptr, decode_q3_k},
+    {"Q4_K", 256, 144, 32, 4, 0, true, kSub6, 0, nullptr, decode_q4_k},
+    {"Q5_K", 256, 176, 32, 5, 0, true, kSub6, 0, nullptr, decode_q5_k},
+    {"Q6_K", 256, 210, 16, 6, 32, false, Scaling::kSub8, 128, nullptr, decode_q6_k},
+    {"IQ4_NL", 32, 18, 32, 4, 0, false, kHalf, 0, kIq4Levels, decode_q4_0},
+    {"IQ4_XS", 256, 136, 32, 4, 0, false, kSub6, 32, kIq4Levels, decode_iq4_xs},
 };
 
 }  // namespace

@@ -5,13 +5,18 @@
 #include <cstdint>
 #include <string_view>
 
+#include "core/types.h"
+
 namespace octavo {
 
-// Where one block goes: `codes` takes `inputs` values, `scales` and `offsets` one per group.
+// Where one block goes: `codes` takes `inputs` values; `scales` and `offsets` one value a block,
+// the super of two levels, whose `subs` and `sub_offsets` take one integer a group.
 struct BlockOut {
   uint8_t* codes;
   float* scales;
-  float* offsets;  // null when the type has none
+  float* offsets;
+  uint8_t* subs;
+  uint8_t* sub_offsets;
 };
 
 struct GgufBlock {
@@ -19,7 +24,8 @@ struct GgufBlock {
   int inputs, bytes;  // of a block
   int group, bits, zero;
   bool has_offset;
-  bool half_scales;       // scales (and offsets) are stored as fp16 values
+  Scaling scaling;  // kF16: one group a block
+  int sub_bias;
   const int8_t* levels8;  // 16 levels, or null
   void (*decode)(const uint8_t* block, const BlockOut& out);
 };

@@ -59,12 +59,21 @@ static inline constexpr int level_count(Code code) { return code_bits(code) <= 4
 //   kF16     per k, 32 B = [row 0..15] fp16
 //   kBf16    per 2 k, one line of 64 B = [row 0..15][2] bf16 (k even, k odd)
 //   kF32     per k, one line of 64 B = [row 0..15] float
-//   scales   at scale_offset (negative) from the codes: per group g, 16 x fp16 or fp32 (row 0..15);
-//            likewise offsets.
+//   scales   at scale_offset (negative) from the codes: per group g, 16 x fp16 or fp32 (row 0..15),
+//            or two levels (below); likewise offsets, at offset_offset
+//   zeros    in place of offsets, at offset_offset: per group 16 bytes, the code that stands for 0
+//
+// Two levels: per super-group of 2^super_shift groups 16 x fp16 supers, then the subs of all
+// groups, unsigned integers with 16 rows side by side. kSub4: byte g / 2 holds those of groups g
+// (low nibble for even g). kSub6: likewise the low 4 bits, then at pair_at byte g / 4 holds bits 4
+// and 5, two for each of four groups. kSub8: a byte each. scale = super * (sub - sub_bias), exact
+// in fp32; offsets have no bias (their supers are negative where they should be).
 //
 // w[r][k] = fl(fl(scale[r][k / group] * v) + offset[r][k / group]), v = code - zero, or
 // levels8[code], or levels[code]; kF16, kBf16 and kF32 have neither scales nor offsets. Padding
 // (rows n.., inputs k..) holds codes equal to `zero` (or any code) with scale 0 and offset 0.
+enum class Scaling : uint8_t { kF16, kF32, kSub4, kSub6, kSub8 };
+
 struct PackedWeight {
   int32_t n = 0, k = 0, k_pad = 0, panels = 0;
   Code code = Code::kF32;
@@ -72,13 +81,20 @@ struct PackedWeight {
   int32_t group = 0;
   int32_t n_groups = 0;
   int32_t zero = 0;
-  bool scale_f32 = false;  // scales and offsets are fp32 (true) or fp16 (false)
+  Scaling scaling = Scaling::kF16;  // of scales and offsets
   bool has_offset = false;
+  bool has_zero = false;  // a zero per group, and no offsets; `zero` is 0 then
+  int32_t super_shift = 0, sub_bias = 0;
   // A codebook has 16 levels (codes of up to 4 bits; those beyond the codes are unused) or 256.
   const int8_t* levels8 = nullptr;  // integers (IQ4_NL)
   const float* levels = nullptr;    // floats (NF4, fp8)
+  // For a8, levels as 16-bit integers: level = level_step * (256 * levels16[i] + levels16[n + i])
+  // for each of the n levels, rounded where it isn't one.
+  const int8_t* levels16 = nullptr;
+  float level_step = 1;
   const uint8_t* data = nullptr;
   int64_t panel_bytes = 0, scale_offset = 0, offset_offset = 0;
+  int32_t sub_at = 0, pair_at = 0;  // of two-level tables, from their start
 };
 
 // Rows of activations, prepared for linear layers. All rows are padded to k_pad with zeros.

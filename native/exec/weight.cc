@@ -54,8 +54,8 @@ void Weight::pack_rounded(const std::string& type, const uint8_t* data, int row0
   check_rows(row0, rows);
   const std::vector<float> values = dequantize(type, data, rows);
   AffineRows affine;
-  if (!encode_rtn(values.data(), rows, plan_.k, plan_.group, bits, convention, plan_.scale_f32,
-                  &affine))
+  if (!encode_rtn(values.data(), rows, plan_.k, plan_.group, bits, convention,
+                  plan_.scaling == Scaling::kF32, &affine))
     throw std::invalid_argument("unknown rounding convention " + convention);
   octavo::pack_affine(plan_, data_, row0, affine);
 }

@@ -13,7 +13,7 @@ static_assert(kTallPanels == 1);
 inline I lut_of(const int8_t* levels8) { return b_table16(levels8); }
 
 // What a code stands above its value.
-inline int code_zero(const PackedWeight& w) { return w.levels8 ? 0 : w.zero; }
+inline int code_zero(const PackedWeight& w) { return w.levels8 || w.levels16 ? 0 : w.zero; }
 
 inline int32_t sum16(const int8_t* q) {
   const __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(q));

@@ -20,7 +20,7 @@ inline I lut_of(const int8_t* levels8) {
 
 // What a code stands above its value, as i_dot sees it.
 inline int code_zero(const PackedWeight& w) {
-  if (w.levels8) return kLutZero;
+  if (w.levels8 || w.levels16) return kLutZero;
   return kSignedCodes && w.code == Code::kByte ? w.zero - 128 : w.zero;
 }
 

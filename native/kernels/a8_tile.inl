@@ -9,6 +9,7 @@ struct A8Tile {
   const int32_t* sum[kRows];
   I acc[kPanels][kRows];
   F y[kPanels][kRows];
-  I table;   // of a codebook, as the dot of this ISA wants it
-  int zero;  // what a code stands above its value
+  I tables[2];  // high and low bytes of levels of 16 bits; `table` is one of them
+  I table;      // of a codebook, as the dot of this ISA wants it
+  int zero;     // what a code stands above its value
 };

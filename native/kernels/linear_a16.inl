@@ -17,11 +17,17 @@ inline F a16_plain(const PackedWeight& w, const uint8_t* panel, const int8_t* hi
     }
     const F a = f_set1(sa[k / a8_group]);
     const int g = group_of(w, k);
+    const int sum_hi = sum_q(hi + k, step), sum_lo = sum_q(lo + k, step);
+    if (w.has_zero) {
+      const I zero = zero_of(w, panel, g);
+      i_store(high, i_add(i_load(high), i_mul16(zero, i_set1(-sum_hi))));
+      i_store(low, i_add(i_load(low), i_mul16(zero, i_set1(-sum_lo))));
+    }
     const I acc = i_add(i_shl(i_load(high), 8), i_load(low));
-    y = f_fma(f_of_int(acc), f_mul(load_scale(w, panel + w.scale_offset, g), a), y);
+    y = f_fma(f_of_int(acc), f_mul(scale_of(w, panel, g), a), y);
     if (w.has_offset) {
-      const F sum = f_set1(static_cast<float>(256 * sum_q(hi + k, step) + sum_q(lo + k, step)));
-      y = f_fma(sum, f_mul(load_scale(w, panel + w.offset_offset, g), a), y);
+      const F sum = f_set1(static_cast<float>(256 * sum_hi + sum_lo));
+      y = f_fma(sum, f_mul(offset_of(w, panel, g), a), y);
     }
   }
   return y;

@@ -23,7 +23,7 @@ template <int kStep, int kPanels, int kRows>
 OCTAVO_INLINE void finish_wide_step(const PackedWeight& w, A8Tile<kPanels, 2 * kRows>& t, int k,
                                     int group, int a8_shift) {
   F s[kPanels];
-  for (int p = 0; p < kPanels; ++p) s[p] = load_scale(w, t.panel[p] + w.scale_offset, group);
+  for (int p = 0; p < kPanels; ++p) s[p] = scale_of(w, t.panel[p], group);
   for (int r = 0; r < 2 * kRows; r += 2) {
     const F sa = f_set1(t.sa[r][k >> a8_shift]);
     for (int p = 0; p < kPanels; ++p) {
@@ -32,7 +32,7 @@ OCTAVO_INLINE void finish_wide_step(const PackedWeight& w, A8Tile<kPanels, 2 * k
     }
   }
   if (!w.has_offset) return;
-  for (int p = 0; p < kPanels; ++p) s[p] = load_scale(w, t.panel[p] + w.offset_offset, group);
+  for (int p = 0; p < kPanels; ++p) s[p] = offset_of(w, t.panel[p], group);
   for (int r = 0; r < 2 * kRows; r += 2) {
     const F sa = f_set1(t.sa[r][k >> a8_shift]);
     const int32_t total = 256 * step_sum<kStep>(t, r, k) + step_sum<kStep>(t, r + 1, k);
@@ -51,7 +51,7 @@ inline void a16_tile(const PackedWeight& w, const ActView& x, int p, int r, floa
   int group = 0, left = group_inputs;  // instead of a division per step
   for (int k = 0; k < w.k_pad; k += kBlock) {
     for (int part = 0; part < kBlock; part += kStep) {
-      start_step<kStep>(t, k + part);
+      start_step<kStep>(w, t, k + part, group);
       if (kStep == 16) {
         part == 0 ? dot_unit<kMode>(t, k / kUnit, 0) : dot_unit<kMode>(t, k / kUnit, 1);
       } else {

@@ -23,6 +23,13 @@ inline int code_at(const uint8_t* unit, int row, int quad, int c) {
   return four;
 }
 
+template <Wide kMode>
+inline int value_of(const PackedWeight& w, int code) {
+  if (kMode.levels == Levels::kInt8) return w.levels8[code];
+  if (kMode.levels == Levels::kNone) return code - w.zero;
+  return 256 * w.levels16[code] + w.levels16[level_count(kMode.code) + code];
+}
+
 // acc[row] += v * q over 16 inputs; `half` 0 or 1 of a unit.
 template <Wide kMode>
 inline void dot16(const PackedWeight& w, const uint8_t* unit, int half, const int8_t* q,
@@ -31,8 +38,7 @@ inline void dot16(const PackedWeight& w, const uint8_t* unit, int half, const in
     for (int row = 0; row < 16; ++row) {
       for (int c = 0; c < 4; ++c) {
         const int code = code_at<kMode.code>(unit, row, 4 * half + j, c);
-        acc[row] +=
-            (kMode.levels == Levels::kInt8 ? w.levels8[code] : code - w.zero) * q[4 * j + c];
+        acc[row] += value_of<kMode>(w, code) * q[4 * j + c];
       }
     }
   }
@@ -58,10 +64,12 @@ inline F a8_plain(const PackedWeight& w, const uint8_t* panel, const int8_t* q, 
     }
     const F a = f_set1(sa[k / a8_group]);
     const int g = group_of(w, k);
-    y = f_fma(f_of_int(i_load(acc)), f_mul(load_scale(w, panel + w.scale_offset, g), a), y);
+    const int sum = sum_q(q + k, step);
+    I total = i_load(acc);
+    if (w.has_zero) total = i_add(total, i_mul16(zero_of(w, panel, g), i_set1(-sum)));
+    y = f_fma(f_of_int(total), f_mul(a8_scale_of(w, panel, g), a), y);
     if (w.has_offset) {
-      const F sum = f_set1(static_cast<float>(sum_q(q + k, step)));
-      y = f_fma(sum, f_mul(load_scale(w, panel + w.offset_offset, g), a), y);
+      y = f_fma(f_set1(static_cast<float>(sum)), f_mul(offset_of(w, panel, g), a), y);
     }
   }
   return y;

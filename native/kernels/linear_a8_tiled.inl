@@ -40,10 +40,48 @@ OCTAVO_INLINE int32_t step_sum(const A8Tile<kPanels, kRows>& t, int r, int k) {
 }
 
 template <int kStep, int kPanels, int kRows>
-OCTAVO_INLINE void start_step(A8Tile<kPanels, kRows>& t, int k) {
+OCTAVO_INLINE void start_step(const PackedWeight& w, A8Tile<kPanels, kRows>& t, int k, int group) {
+  if (w.has_zero) {
+    for (int p = 0; p < kPanels; ++p) {
+      const I zero = i_add(zero_of(w, t.panel[p], group), i_set1(t.zero));
+      for (int r = 0; r < kRows; ++r) {
+        t.acc[p][r] = i_mul16(zero, i_set1(-step_sum<kStep>(t, r, k)));
+      }
+    }
+    return;
+  }
   for (int r = 0; r < kRows; ++r) {
     const I start = i_set1(-t.zero * step_sum<kStep>(t, r, k));
     for (int p = 0; p < kPanels; ++p) t.acc[p][r] = start;
+  }
+}
+
+template <Wide kMode, int kStep, int kPanels, int kRows>
+OCTAVO_INLINE void sum_step(const PackedWeight& w, A8Tile<kPanels, kRows>& t, int k, int group) {
+  start_step<kStep>(w, t, k, group);
+  if (kStep == 16) {
+    k % kUnit == 0 ? dot_unit<kMode>(t, k / kUnit, 0) : dot_unit<kMode>(t, k / kUnit, 1);
+  } else {
+    for (int u = 0; u < kStep / kUnit; ++u) dot_unit<kMode>(t, k / kUnit + u, 2);
+  }
+}
+
+// The integer sums of inputs [k, k + kStep). Levels of 16 bits go as two codebooks of bytes.
+template <Wide kMode, int kStep, int kPanels, int kRows>
+OCTAVO_INLINE void integer_step(const PackedWeight& w, A8Tile<kPanels, kRows>& t, int k,
+                                int group) {
+  if (kMode.levels != Levels::kInt16) return sum_step<kMode, kStep>(w, t, k, group);
+  constexpr Wide kBytes = {kMode.code, Levels::kInt8};
+  I high[kPanels][kRows];
+  t.table = t.tables[0];
+  sum_step<kBytes, kStep>(w, t, k, group);
+  for (int p = 0; p < kPanels; ++p) {
+    for (int r = 0; r < kRows; ++r) high[p][r] = i_shl(t.acc[p][r], 8);
+  }
+  t.table = t.tables[1];
+  sum_step<kBytes, kStep>(w, t, k, group);
+  for (int p = 0; p < kPanels; ++p) {
+    for (int r = 0; r < kRows; ++r) t.acc[p][r] = i_add(t.acc[p][r], high[p][r]);
   }
 }
 
@@ -52,7 +90,7 @@ template <int kStep, int kPanels, int kRows>
 OCTAVO_INLINE void finish_step(const PackedWeight& w, A8Tile<kPanels, kRows>& t, int k, int group,
                                int a8_shift) {
   F s[kPanels];
-  for (int p = 0; p < kPanels; ++p) s[p] = load_scale(w, t.panel[p] + w.scale_offset, group);
+  for (int p = 0; p < kPanels; ++p) s[p] = a8_scale_of(w, t.panel[p], group);
   for (int r = 0; r < kRows; ++r) {
     const F sa = f_set1(t.sa[r][k >> a8_shift]);
     for (int p = 0; p < kPanels; ++p) {
@@ -60,12 +98,22 @@ OCTAVO_INLINE void finish_step(const PackedWeight& w, A8Tile<kPanels, kRows>& t,
     }
   }
   if (!w.has_offset) return;
-  for (int p = 0; p < kPanels; ++p) s[p] = load_scale(w, t.panel[p] + w.offset_offset, group);
+  for (int p = 0; p < kPanels; ++p) s[p] = offset_of(w, t.panel[p], group);
   for (int r = 0; r < kRows; ++r) {
     const F sa = f_set1(t.sa[r][k >> a8_shift]);
     const F sum = f_set1(static_cast<float>(step_sum<kStep>(t, r, k)));
     for (int p = 0; p < kPanels; ++p) t.y[p][r] = f_fma(sum, f_mul(s[p], sa), t.y[p][r]);
   }
+}
+
+template <int kPanels, int kRows>
+OCTAVO_INLINE void open_levels(const PackedWeight& w, A8Tile<kPanels, kRows>& t) {
+  t.zero = code_zero(w);
+  t.table = w.levels8 ? lut_of(w.levels8) : i_set1(0);
+  t.tables[0] = t.tables[1] = t.table;
+  if (!w.levels16) return;
+  t.tables[0] = lut_of(w.levels16);
+  t.tables[1] = lut_of(w.levels16 + level_count(w.code));
 }
 
 template <int kPanels, int kRows>
@@ -80,8 +128,7 @@ OCTAVO_INLINE void open_tile(const PackedWeight& w, const ActView& x, int p, int
     t.sum[i] = x.sum + row * (x.k_pad / kUnit);
     for (int j = 0; j < kPanels; ++j) t.y[j][i] = f_zero();
   }
-  t.zero = code_zero(w);
-  t.table = w.levels8 ? lut_of(w.levels8) : i_set1(0);
+  open_levels(w, t);
 }
 
 template <Wide kMode, int kStep, int kPanels, int kRows>
@@ -96,12 +143,7 @@ inline void a8_tile(const PackedWeight& w, const ActView& x, int p, int r, float
   for (int k = 0; k < w.k_pad; k += kBlock) {
     if (kRows > 1) fetch_share(ahead);
     for (int part = 0; part < kBlock; part += kStep) {
-      start_step<kStep>(t, k + part);
-      if (kStep == 16) {
-        part == 0 ? dot_unit<kMode>(t, k / kUnit, 0) : dot_unit<kMode>(t, k / kUnit, 1);
-      } else {
-        for (int u = 0; u < kStep / kUnit; ++u) dot_unit<kMode>(t, k / kUnit + u, 2);
-      }
+      integer_step<kMode, kStep>(w, t, k + part, group);
       finish_step<kStep>(w, t, k + part, group, a8_shift);
       left -= kStep;
       group += left == 0 ? 1 : 0;
@@ -125,9 +167,11 @@ inline void a8_rows(const PackedWeight& w, const ActView& x, int m, int p, int p
   int r = 0;
   for (; r + kMost <= m; r += kMost)
     a8_tile<kMode, kStep, kPanels, kMost>(w, x, p, r, y, ldy, ahead);
-  if (kMost > 4 && r + 4 <= m) {
-    a8_tile<kMode, kStep, kPanels, 4>(w, x, p, r, y, ldy, ahead);
-    r += 4;
+  if constexpr (kMost > 4) {
+    if (r + 4 <= m) {
+      a8_tile<kMode, kStep, kPanels, 4>(w, x, p, r, y, ldy, ahead);
+      r += 4;
+    }
   }
   if (m - r == 3) return a8_tile<kMode, kStep, kPanels, 3>(w, x, p, r, y, ldy, ahead);
   if (m - r == 2) return a8_tile<kMode, kStep, kPanels, 2>(w, x, p, r, y, ldy, ahead);
@@ -138,11 +182,16 @@ template <Wide kMode, int kStep>
 inline void a8_panels(const PackedWeight& w, const ActView& x, int m, float* y, int64_t ldy, int p0,
                       int p1) {
   int p = p0;
-  if (m > kFlatRows) {
-    for (; p + kTallPanels <= p1; p += kTallPanels)
-      a8_rows<kMode, kStep, kTallPanels, kTallRows>(w, x, m, p, p1, y, ldy);
+  if constexpr (kMode.levels == Levels::kInt16) {  // its sums need the registers of two tiles
+    constexpr int kMost = kFlatRows > 4 ? 4 : kFlatRows;
+    for (; p < p1; ++p) a8_rows<kMode, kStep, 1, kMost>(w, x, m, p, p1, y, ldy);
+  } else {
+    if (m > kFlatRows) {
+      for (; p + kTallPanels <= p1; p += kTallPanels)
+        a8_rows<kMode, kStep, kTallPanels, kTallRows>(w, x, m, p, p1, y, ldy);
+    }
+    for (; p < p1; ++p) a8_rows<kMode, kStep, 1, kFlatRows>(w, x, m, p, p1, y, ldy);
   }
-  for (; p < p1; ++p) a8_rows<kMode, kStep, 1, kFlatRows>(w, x, m, p, p1, y, ldy);
 }
 
 template <Wide kMode>

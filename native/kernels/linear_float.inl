@@ -22,20 +22,18 @@ inline const uint8_t* panel_at(const PackedWeight& w, int p) {
 }
 inline int group_of(const PackedWeight& w, int k) { return w.n_groups == 1 ? 0 : k / w.group; }
 
-inline F load_scale(const PackedWeight& w, const uint8_t* base, int group) {
-  return w.scale_f32 ? f_load(reinterpret_cast<const float*>(base) + 16 * group)
-                     : f_load_half(reinterpret_cast<const uint16_t*>(base) + 16 * group);
-}
+#include "kernels/scales.inl"
 
 // Scales of 16 consecutive inputs (groups are never finer).
 struct Scales {
-  F scale, offset;
+  F scale, offset, zero;
   bool has_offset;
 };
 inline Scales scales_at(const PackedWeight& w, const uint8_t* panel, int k) {
   const int g = group_of(w, k);
-  return {load_scale(w, panel + w.scale_offset, g),
-          w.has_offset ? load_scale(w, panel + w.offset_offset, g) : f_zero(), w.has_offset};
+  return {scale_of(w, panel, g), w.has_offset ? offset_of(w, panel, g) : f_zero(),
+          w.has_zero ? f_of_int(zero_of(w, panel, g)) : f_set1(static_cast<float>(w.zero)),
+          w.has_offset};
 }
 
 template <bool kRound>
@@ -69,7 +67,6 @@ inline I codes_of(const uint8_t* unit, int i) {
 template <Code kCode, bool kLut, bool kRound>
 inline void decode_codes(const PackedWeight& w, const Levels32& lv, const uint8_t* panel, int k,
                          float* out) {
-  const F zero = f_set1(static_cast<float>(w.zero));
   const uint8_t* unit = panel + static_cast<int64_t>(k / kUnit) * unit_bytes(kCode);
   for (int half = 0; half < 2; ++half) {
     const Scales s = scales_at(w, panel, k + 16 * half);
@@ -79,7 +76,7 @@ inline void decode_codes(const PackedWeight& w, const Levels32& lv, const uint8_
       if (kLut) {
         v = level_count(kCode) == 16 ? f_lookup16(lv.v, code) : f_lookup256(lv.v, code);
       } else {
-        v = f_sub(f_of_int(code), zero);
+        v = f_sub(f_of_int(code), s.zero);
       }
       put<kRound>(out + i * 16, v, s);
     }

@@ -12,20 +12,30 @@
 #define OCTAVO_TILED_A8_ROW(what, code, levels) \
   OCTAVO_A8_ROW(what, code, levels, true, (linear_a8_tiled<Wide{code, levels}>))
 
+// Codebooks whose levels are floats, as integers of 16 bits: few levels, and many.
+#define OCTAVO_FEW_LEVELS_A8_ROWS(row)                                                  \
+  row("lutw2", Code::kTwo, Levels::kInt16), row("lutw3", Code::kThree, Levels::kInt16), \
+      row("lutw4", Code::kNibble, Levels::kInt16)
+#define OCTAVO_MANY_LEVELS_A8_ROWS(row)                                                \
+  row("lutw5", Code::kFive, Levels::kInt16), row("lutw6", Code::kSix, Levels::kInt16), \
+      row("lutw8", Code::kByte, Levels::kInt16)
+
 #define OCTAVO_AFFINE_ROWS(row)                                                       \
   row("w2", Code::kTwo, Levels::kNone), row("w3", Code::kThree, Levels::kNone),       \
       row("w4", Code::kNibble, Levels::kNone), row("w5", Code::kFive, Levels::kNone), \
       row("w6", Code::kSix, Levels::kNone), row("w8", Code::kByte, Levels::kNone)
 
-#define OCTAVO_PLAIN_A8_ROWS                                     \
-  OCTAVO_AFFINE_ROWS(OCTAVO_PLAIN_A8_ROW),                       \
-      OCTAVO_PLAIN_A8_ROW("lut4", Code::kNibble, Levels::kInt8), \
+#define OCTAVO_PLAIN_A8_ROWS                                                               \
+  OCTAVO_AFFINE_ROWS(OCTAVO_PLAIN_A8_ROW), OCTAVO_FEW_LEVELS_A8_ROWS(OCTAVO_PLAIN_A8_ROW), \
+      OCTAVO_MANY_LEVELS_A8_ROWS(OCTAVO_PLAIN_A8_ROW),                                     \
+      OCTAVO_PLAIN_A8_ROW("lut4", Code::kNibble, Levels::kInt8),                           \
       OCTAVO_PLAIN_A8_ROW("lut8", Code::kByte, Levels::kInt8)
 
-// With hand-written dots; codebooks of bytes stay plain.
-#define OCTAVO_TILED_A8_ROWS                                     \
-  OCTAVO_AFFINE_ROWS(OCTAVO_TILED_A8_ROW),                       \
-      OCTAVO_TILED_A8_ROW("lut4", Code::kNibble, Levels::kInt8), \
+// With hand-written dots; codebooks of more than 16 levels stay plain.
+#define OCTAVO_TILED_A8_ROWS                                                               \
+  OCTAVO_AFFINE_ROWS(OCTAVO_TILED_A8_ROW), OCTAVO_FEW_LEVELS_A8_ROWS(OCTAVO_TILED_A8_ROW), \
+      OCTAVO_MANY_LEVELS_A8_ROWS(OCTAVO_PLAIN_A8_ROW),                                     \
+      OCTAVO_TILED_A8_ROW("lut4", Code::kNibble, Levels::kInt8),                           \
       OCTAVO_PLAIN_A8_ROW("lut8", Code::kByte, Levels::kInt8)
 
 #define OCTAVO_A16_ROW(what, code, levels, fast, run) \

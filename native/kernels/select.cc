@@ -67,7 +67,9 @@ const KernelTable* best() {
 bool serves(const LinearKernel& row, const PackedWeight& w, Act act) {
   if (row.act != act || row.code != w.code) return false;
   if (!w.levels8 && !w.levels) return row.levels == Levels::kNone;
-  return row.levels == Levels::kAny || (w.levels8 && row.levels == Levels::kInt8);
+  if (row.levels == Levels::kAny) return true;
+  return row.levels == Levels::kInt8 ? w.levels8 != nullptr
+                                     : row.levels == Levels::kInt16 && w.levels16 != nullptr;
 }
 
 }  // namespace

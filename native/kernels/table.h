@@ -13,20 +13,25 @@ namespace octavo {
 // y[r * ldy + i] for r < m, i in [16 p0, 16 p1): 16 floats per panel, padding rows included; i
 // counts from row 0 of the weight, whatever p0. y is overwritten.
 //
-// a8:    acc = sum over min(group, a8_group) inputs of (v * q), exact in int32;
-//        y = fma(float(acc), s * sa, y); with offsets then y = fma(float(sum q), o * sa, y)
-// a16:   the same with 16-bit q: acc = 256 * sum(v * hi) + sum(v * lo), exact in int32
+// a8:    acc = sum over min(group, a8_group) inputs of (v * q), exact in int32, v the integer that
+//        the code stands for (zero points per group included; of levels16 the 16-bit integer);
+//        y = fma(float(acc), s * sa, y), s times level_step first with levels16; with offsets then
+//        y = fma(float(sum q), o * sa, y)
+// a16:   the same with 16-bit q: acc = 256 * sum(v * hi) + sum(v * lo), exact in int32; not with
+//        levels16
 // abf16: y = accumulate bf16(w) * bf16(x), w first dequantized in fp32 and rounded half to even
 // a32:   y = fma(w, x, y), w dequantized in fp32
 // y starts at +0 for each output; bias and the rest are epilogues of the caller.
 using LinearFn = void (*)(const PackedWeight& w, const ActView& x, int m, float* y, int64_t ldy,
                           int p0, int p1);
 
-// Which codebooks a row serves: none (affine codes only), those of integers, or any.
-enum class Levels : uint8_t { kNone, kInt8, kAny };
+// Which codebooks a row serves: none (affine codes only), those of integers of 8 bits, those given
+// as levels16, or any.
+enum class Levels : uint8_t { kNone, kInt8, kInt16, kAny };
 
 struct LinearKernel {
-  // Grammar: linear_<a8|a16|abf16|a32>_<w2|w3|w4|w5|w6|w8|f16|bf16|f32|lut2 .. lut8>_<isa>
+  // Grammar: linear_<a8|a16|abf16|a32>_<w2|w3|w4|w5|w6|w8|f16|bf16|f32|lut2 .. lut8|lutw2 ..
+  // lutw8>_<isa>
   const char* name;
   Act act;
   Code code;

@@ -60,6 +60,10 @@ inline I i_load_u16(const uint16_t* p) {
   return {_mm256_cvtepu16_epi32(_mm256_castsi256_si128(v)),
           _mm256_cvtepu16_epi32(_mm256_extracti128_si256(v, 1))};
 }
+inline I i_load_u8(const uint8_t* p) {
+  const __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return {_mm256_cvtepu8_epi32(v), _mm256_cvtepu8_epi32(_mm_srli_si128(v, 8))};
+}
 inline void i_store(int32_t* p, I a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.lo);
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 8), a.hi);
@@ -75,6 +79,12 @@ inline void i_store_s8(int8_t* p, I a) {  // values within -128..127
 }
 inline I i_add(I a, I b) { return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)}; }
 inline I i_sub(I a, I b) { return {_mm256_sub_epi32(a.lo, b.lo), _mm256_sub_epi32(a.hi, b.hi)}; }
+// One of the two products of 16 bits is the wanted one, the other of a high half that must be 0.
+inline I i_mul16(I a, I b) {
+  const __m256i low = _mm256_set1_epi32(0xffff);
+  return {_mm256_madd_epi16(a.lo, _mm256_and_si256(b.lo, low)),
+          _mm256_madd_epi16(a.hi, _mm256_and_si256(b.hi, low))};
+}
 inline I i_and(I a, I b) { return {_mm256_and_si256(a.lo, b.lo), _mm256_and_si256(a.hi, b.hi)}; }
 inline I i_or(I a, I b) { return {_mm256_or_si256(a.lo, b.lo), _mm256_or_si256(a.hi, b.hi)}; }
 inline I i_xor(I a, I b) { return {_mm256_xor_si256(a.lo, b.lo), _mm256_xor_si256(a.hi, b.hi)}; }

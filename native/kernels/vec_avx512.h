@@ -36,6 +36,9 @@ inline I i_load(const void* p) { return _mm512_loadu_si512(p); }
 inline I i_load_u16(const uint16_t* p) {
   return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
+inline I i_load_u8(const uint8_t* p) {
+  return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
 inline void i_store(int32_t* p, I a) { _mm512_storeu_si512(p, a); }
 inline void i_store_u16(uint16_t* p, I a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(a));
@@ -45,6 +48,10 @@ inline void i_store_s8(int8_t* p, I a) {
 }
 inline I i_add(I a, I b) { return _mm512_add_epi32(a, b); }
 inline I i_sub(I a, I b) { return _mm512_sub_epi32(a, b); }
+// One of the two products of 16 bits is the wanted one, the other of a high half that must be 0.
+inline I i_mul16(I a, I b) {
+  return _mm512_madd_epi16(a, _mm512_and_si512(b, _mm512_set1_epi32(0xffff)));
+}
 inline I i_and(I a, I b) { return _mm512_and_si512(a, b); }
 inline I i_or(I a, I b) { return _mm512_or_si512(a, b); }
 inline I i_xor(I a, I b) { return _mm512_xor_si512(a, b); }

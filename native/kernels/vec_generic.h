@@ -93,6 +93,11 @@ inline I i_load_u16(const uint16_t* p) {
   OCTAVO_LANES r.v[i] = p[i];
   return r;
 }
+inline I i_load_u8(const uint8_t* p) {
+  I r;
+  OCTAVO_LANES r.v[i] = p[i];
+  return r;
+}
 inline void i_store(int32_t* p, I a) { __builtin_memcpy(p, &a, 64); }
 inline void i_store_u16(uint16_t* p, I a) { OCTAVO_LANES p[i] = static_cast<uint16_t>(a.v[i]); }
 inline void i_store_s8(int8_t* p, I a) { OCTAVO_LANES p[i] = static_cast<int8_t>(a.v[i]); }
@@ -104,6 +109,10 @@ inline I i_add(I a, I b) {
 inline I i_sub(I a, I b) {
   OCTAVO_LANES a.v[i] =
       static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) - static_cast<uint32_t>(b.v[i]));
+  return a;
+}
+inline I i_mul16(I a, I b) {  // of factors within 16 bits, signed
+  OCTAVO_LANES a.v[i] *= b.v[i];
   return a;
 }
 inline I i_and(I a, I b) {

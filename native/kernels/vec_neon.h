@@ -90,6 +90,11 @@ inline I i_load_u16(const uint16_t* p) {
   const uint16x8_t low = vld1q_u16(p), high = vld1q_u16(p + 8);
   return {widen_low(low), widen_high(low), widen_low(high), widen_high(high)};
 }
+inline I i_load_u8(const uint8_t* p) {
+  const uint8x16_t v = vld1q_u8(p);
+  const uint16x8_t low = vmovl_u8(vget_low_u8(v)), high = vmovl_u8(vget_high_u8(v));
+  return {widen_low(low), widen_high(low), widen_low(high), widen_high(high)};
+}
 inline void i_store(int32_t* p, I x) {
   vst1q_s32(p, x.a);
   vst1q_s32(p + 4, x.b);
@@ -108,6 +113,7 @@ inline void i_store_s8(int8_t* p, I x) {
 }
 inline I i_add(I x, I y) { return OCTAVO_MAP2(I, vaddq_s32); }
 inline I i_sub(I x, I y) { return OCTAVO_MAP2(I, vsubq_s32); }
+inline I i_mul16(I x, I y) { return OCTAVO_MAP2(I, vmulq_s32); }
 inline I i_and(I x, I y) { return OCTAVO_MAP2(I, vandq_s32); }
 inline I i_or(I x, I y) { return OCTAVO_MAP2(I, vorrq_s32); }
 inline I i_xor(I x, I y) { return OCTAVO_MAP2(I, veorq_s32); }

@@ -87,7 +87,8 @@ void round_codes(const float* w, int n, float step, Range r, uint8_t* codes) {
 }
 
 struct Group {
-  float scale, offset;
+  float scale;
+  uint8_t zero;
 };
 
 Group encode_group(const float* w, int n, Rule rule, int bits, bool scale_f32, uint8_t* codes) {
@@ -102,7 +103,7 @@ Group encode_group(const float* w, int n, Rule rule, int bits, bool scale_f32, u
     range.zero = std::min(round_even(std::min(z, 512.0f)), last);
   }
   round_codes(w, n, step, range, codes);
-  return {step, -step * range.zero};
+  return {step, static_cast<uint8_t>(range.zero)};
 }
 
 }  // namespace
@@ -120,17 +121,17 @@ bool encode_rtn(const float* w, int rows, int k, int group, int bits, const std:
   out->bits = bits;
   out->codes.resize(static_cast<size_t>(rows) * static_cast<size_t>(k));
   out->scales.resize(static_cast<size_t>(rows) * static_cast<size_t>(groups));
-  out->offsets.resize(asymmetric ? out->scales.size() : 0);
+  out->zeros.resize(asymmetric ? out->scales.size() : 0);
   for (int r = 0; r < rows; ++r) {
     const int64_t row = static_cast<int64_t>(r) * k;
     for (int g = 0; g < groups; ++g) {
       const int start = g * size, n = std::min(size, k - start);
-      const Group one = encode_group(w + row + start, n, *rule, bits, scale_f32 && !asymmetric,
-                                     out->codes.data() + row + start);
+      const Group one =
+          encode_group(w + row + start, n, *rule, bits, scale_f32, out->codes.data() + row + start);
       const size_t at =
           static_cast<size_t>(r) * static_cast<size_t>(groups) + static_cast<size_t>(g);
       out->scales[at] = one.scale;
-      if (asymmetric) out->offsets[at] = one.offset;
+      if (asymmetric) out->zeros[at] = one.zero;
     }
   }
   return true;

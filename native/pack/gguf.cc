@@ -23,12 +23,17 @@ void widen(const std::string& type, const uint8_t* data, int64_t n, float* out) 
   }
 }
 
-void block_values(const GgufBlock& b, const uint8_t* codes, const float* scales,
-                  const float* offsets, float* out) {
+// The scale or offset of group g; super * (sub - bias) is exact.
+float group_value(const GgufBlock& b, const float* values, const uint8_t* subs, int g, int bias) {
+  return b.scaling == Scaling::kF16 ? values[0] : values[0] * static_cast<float>(subs[g] - bias);
+}
+
+void block_values(const GgufBlock& b, const BlockOut& from, float* out) {
   for (int i = 0; i < b.inputs; ++i) {
-    const int v = b.levels8 ? b.levels8[codes[i]] : codes[i] - b.zero;
-    const float x = scales[i / b.group] * static_cast<float>(v);
-    out[i] = b.has_offset ? x + offsets[i / b.group] : x;
+    const int g = i / b.group;
+    const int v = b.levels8 ? b.levels8[from.codes[i]] : from.codes[i] - b.zero;
+    const float x = group_value(b, from.scales, from.subs, g, b.sub_bias) * static_cast<float>(v);
+    out[i] = b.has_offset ? x + group_value(b, from.offsets, from.sub_offsets, g, 0) : x;
   }
 }
 
@@ -50,16 +55,18 @@ bool gguf_affine(const std::string& type, const uint8_t* data, int rows, int k, 
   out->bits = b->bits;
   const size_t values = static_cast<size_t>(rows) * static_cast<size_t>(k);
   const size_t groups = values / static_cast<size_t>(b->group);
+  const size_t blocks = values / static_cast<size_t>(b->inputs), per_block = groups / blocks;
+  const bool subs = b->scaling != Scaling::kF16;
   out->codes.resize(values);
-  out->scales.resize(groups);
-  out->offsets.resize(b->has_offset ? groups : 0);
-  const size_t blocks = values / static_cast<size_t>(b->inputs);
-  const size_t per_block = static_cast<size_t>(b->inputs / b->group);
+  out->scales.resize(blocks);
+  out->offsets.resize(b->has_offset ? blocks : 0);
+  out->subs.resize(subs ? groups : 0);
+  out->sub_offsets.resize(subs && b->has_offset ? groups : 0);
   for (size_t i = 0; i < blocks; ++i) {
-    b->decode(
-        data + i * static_cast<size_t>(b->bytes),
-        {out->codes.data() + i * static_cast<size_t>(b->inputs), out->scales.data() + i * per_block,
-         b->has_offset ? out->offsets.data() + i * per_block : nullptr});
+    b->decode(data + i * static_cast<size_t>(b->bytes),
+              {out->codes.data() + i * static_cast<size_t>(b->inputs), out->scales.data() + i,
+               out->offsets.data() + i, out->subs.data() + i * per_block,
+               out->sub_offsets.data() + i * per_block});
   }
   return true;
 }
@@ -68,8 +75,8 @@ bool gguf_plan(const std::string& type, int n, int k, PackPlan* out) {
   *out = PackPlan{};
   out->n = n;
   out->k = k;
-  if (float_bytes(type) != 0) {  // fp16 values need more bits than bf16 has: widened
-    out->code = type == "BF16" ? Code::kBf16 : Code::kF32;
+  if (float_bytes(type) != 0) {
+    out->code = type == "F32" ? Code::kF32 : type == "F16" ? Code::kF16 : Code::kBf16;
     return true;
   }
   const GgufBlock* b = gguf_block(type);
@@ -77,7 +84,9 @@ bool gguf_plan(const std::string& type, int n, int k, PackPlan* out) {
   out->code = code_for(b->bits);
   out->group = b->group;
   out->zero = b->zero;
-  out->scale_f32 = !b->half_scales;
+  out->scaling = b->scaling;
+  out->super_group = b->scaling == Scaling::kF16 ? 0 : b->inputs;
+  out->sub_bias = b->sub_bias;
   out->has_offset = b->has_offset;
   if (b->levels8) out->levels8.assign(b->levels8, b->levels8 + 16);
   return true;
@@ -91,11 +100,13 @@ bool gguf_dequantize(const std::string& type, const uint8_t* data, int rows, int
   const GgufBlock* b = gguf_block(type);
   if (!b || k % b->inputs != 0) return false;
   uint8_t codes[256];
-  float scales[16], offsets[16];
+  uint8_t subs[16], sub_offsets[16];
+  float scale = 0, offset = 0;
+  const BlockOut block = {codes, &scale, &offset, subs, sub_offsets};
   const int64_t blocks = static_cast<int64_t>(rows) * (k / b->inputs);
   for (int64_t i = 0; i < blocks; ++i) {
-    b->decode(data + i * b->bytes, {codes, scales, offsets});
-    block_values(*b, codes, scales, offsets, out + i * b->inputs);
+    b->decode(data + i * b->bytes, block);
+    block_values(*b, block, out + i * b->inputs);
   }
   return true;
 }

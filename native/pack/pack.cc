@@ -2,8 +2,11 @@
 #include "pack/pack.h"
 
 #include <algorithm>
+#include <bit>
 #include <cassert>
+#include <cstdlib>
 #include <cstring>
+#include <stdexcept>
 
 #include "codecs/half.h"
 
@@ -11,13 +14,26 @@ namespace octavo {
 namespace {
 
 struct Geometry {
-  int k_pad, panels, n_groups;
-  int64_t table_bytes;  // of the scales, and of the offsets
-  int64_t front;        // bytes of a panel before its codes
+  int k_pad, panels, n_groups, n_supers;
+  int64_t sub_at, pair_at;            // of a two-level table, from its start
+  int64_t scale_bytes, offset_bytes;  // of the two tables of a panel
+  int64_t front;                      // bytes of a panel before its codes
   int64_t panel_bytes;
 };
 
 int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
+
+bool two_level(Scaling scaling) { return scaling != Scaling::kF16 && scaling != Scaling::kF32; }
+
+// Fills in where the parts of a table of scales lie; its bytes.
+int64_t table_bytes(const PackPlan& plan, Geometry* g) {
+  const int64_t groups = g->n_groups;
+  if (!two_level(plan.scaling)) return groups * kLanes * (plan.scaling == Scaling::kF32 ? 4 : 2);
+  g->sub_at = int64_t{g->n_supers} * kLanes * 2;
+  if (plan.scaling == Scaling::kSub8) return g->sub_at + groups * kLanes;
+  g->pair_at = g->sub_at + (groups + 1) / 2 * kLanes;
+  return g->pair_at + (plan.scaling == Scaling::kSub6 ? (groups + 3) / 4 * kLanes : 0);
+}
 
 Geometry geometry(const PackPlan& plan) {
   Geometry g = {};
@@ -25,8 +41,11 @@ Geometry geometry(const PackPlan& plan) {
   g.panels = static_cast<int>(round_up(plan.n, kLanes) / kLanes);
   if (has_codes(plan.code)) {
     g.n_groups = plan.group >= plan.k ? 1 : g.k_pad / plan.group;
-    g.table_bytes = static_cast<int64_t>(g.n_groups) * kLanes * (plan.scale_f32 ? 4 : 2);
-    g.front = round_up(g.table_bytes * (plan.has_offset ? 2 : 1), 64);
+    if (two_level(plan.scaling)) g.n_supers = (g.k_pad + plan.super_group - 1) / plan.super_group;
+    g.scale_bytes = table_bytes(plan, &g);
+    const int64_t zeros = plan.has_zero ? int64_t{g.n_groups} * kLanes : 0;
+    g.offset_bytes = plan.has_offset ? g.scale_bytes : zeros;
+    g.front = round_up(g.scale_bytes + g.offset_bytes, 64);
   }
   g.panel_bytes = g.front + static_cast<int64_t>(g.k_pad / kUnit) * unit_bytes(plan.code);
   return g;
@@ -84,30 +103,86 @@ void pack_codes(const PackPlan& plan, const Geometry& g, uint8_t* out, const uin
   pack_unit(plan.code, last, out + k / kUnit * unit);
 }
 
-// One value per group of row `row`; groups that the row doesn't have (padding) are 0.
-void pack_table(const PackPlan& plan, const Geometry& g, uint8_t* table, int row,
-                const float* values, int n) {
-  const int lane = row % kLanes;
-  for (int i = 0; i < g.n_groups; ++i) {
-    const float v = i < n ? values[i] : 0.0f;
+// n values of one row, 16 rows side by side.
+void put_floats(uint8_t* table, int lane, const float* values, int n, bool wide) {
+  for (int i = 0; i < n; ++i) {
     const int64_t at = static_cast<int64_t>(i) * kLanes + lane;
-    if (plan.scale_f32) {
-      std::memcpy(table + 4 * at, &v, 4);
+    if (wide) {
+      std::memcpy(table + 4 * at, values + i, 4);
     } else {
-      const uint16_t h = float_to_half(v);
+      const uint16_t h = float_to_half(values[i]);
       std::memcpy(table + 2 * at, &h, 2);
     }
   }
 }
 
-void pack_affine_row(const PackPlan& plan, const Geometry& g, uint8_t* data, int row,
-                     const uint8_t* codes, const float* scales, const float* offsets) {
-  const int stored = plan.group >= plan.k ? 1 : (plan.k + plan.group - 1) / plan.group;
-  uint8_t* panel = data + (row / kLanes) * g.panel_bytes;
-  pack_codes(plan, g, row_words(g, data, row), codes);
-  pack_table(plan, g, panel, row, scales, stored);
-  if (plan.has_offset) pack_table(plan, g, panel + g.table_bytes, row, offsets, stored);
+// `width` bits from bit `from` of each value, 8 / width values to a byte.
+void put_fields(uint8_t* table, int lane, const uint8_t* values, int n, int from, int width) {
+  const int per_byte = 8 / width;
+  for (int i = 0; i < n; i += per_byte) {
+    int byte = 0;
+    for (int j = 0; j < std::min(per_byte, n - i); ++j) {
+      byte |= ((values[i + j] >> from) & ((1 << width) - 1)) << (width * j);
+    }
+    table[static_cast<int64_t>(i / per_byte) * kLanes + lane] = static_cast<uint8_t>(byte);
+  }
 }
+
+// A row as a table takes it: a value per group, or a super per super-group and a sub per group.
+struct TableRow {
+  const float* values;
+  const uint8_t* subs;
+};
+
+void pack_table(const PackPlan& plan, const Geometry& g, uint8_t* table, int lane, TableRow row) {
+  if (!two_level(plan.scaling)) {
+    return put_floats(table, lane, row.values, g.n_groups, plan.scaling == Scaling::kF32);
+  }
+  put_floats(table, lane, row.values, g.n_supers, false);
+  if (plan.scaling == Scaling::kSub8) {
+    return put_fields(table + g.sub_at, lane, row.subs, g.n_groups, 0, 8);
+  }
+  put_fields(table + g.sub_at, lane, row.subs, g.n_groups, 0, 4);
+  if (plan.scaling == Scaling::kSub6) {
+    put_fields(table + g.pair_at, lane, row.subs, g.n_groups, 4, 2);
+  }
+}
+
+struct AffineRow {
+  const uint8_t* codes;
+  TableRow scales, offsets;
+  const uint8_t* zeros;
+};
+
+void pack_affine_row(const PackPlan& plan, const Geometry& g, uint8_t* data, int row,
+                     const AffineRow& from) {
+  const int lane = row % kLanes;
+  uint8_t* panel = data + (row / kLanes) * g.panel_bytes;
+  pack_codes(plan, g, row_words(g, data, row), from.codes);
+  pack_table(plan, g, panel, lane, from.scales);
+  if (plan.has_offset) pack_table(plan, g, panel + g.scale_bytes, lane, from.offsets);
+  if (plan.has_zero) put_fields(panel + g.scale_bytes, lane, from.zeros, g.n_groups, 0, 8);
+}
+
+// Rows of [rows][stored] values, each followed by zeros where a panel has more of them (padding).
+template <class T>
+class RowReader {
+ public:
+  RowReader(const std::vector<T>& values, int rows, int n)
+      : values_(values),
+        stored_(rows > 0 ? static_cast<std::ptrdiff_t>(values.size()) / rows : 0),
+        padded_(static_cast<size_t>(n)) {}
+  const T* at(int row) {
+    const auto n = std::min(stored_, static_cast<std::ptrdiff_t>(padded_.size()));
+    std::copy_n(values_.begin() + row * stored_, n, padded_.begin());
+    return padded_.data();
+  }
+
+ private:
+  const std::vector<T>& values_;
+  std::ptrdiff_t stored_;
+  std::vector<T> padded_;
+};
 
 void pack_f32_row(const PackPlan& plan, const Geometry& g, uint8_t* data, int row, const float* w) {
   uint8_t* out = row_words(g, data, row);
@@ -140,6 +215,19 @@ Code code_for(int bits) {
   return kBits[bits];
 }
 
+void set_levels16(PackPlan* plan, const std::vector<int>& levels, float step) {
+  const size_t n = static_cast<size_t>(level_count(plan->code));
+  if (levels.size() != n) throw std::invalid_argument("a codebook of another size");
+  plan->levels16.resize(2 * n);
+  plan->level_step = step;
+  for (size_t i = 0; i < n; ++i) {
+    if (std::abs(levels[i]) > 32639) throw std::invalid_argument("a level beyond 32639");
+    const int low = ((levels[i] + 128) & 255) - 128;
+    plan->levels16[i] = static_cast<int8_t>((levels[i] - low) / 256);
+    plan->levels16[n + i] = static_cast<int8_t>(low);
+  }
+}
+
 int64_t packed_bytes(const PackPlan& plan) {
   const Geometry g = geometry(plan);
   return g.panel_bytes * g.panels;
@@ -161,27 +249,42 @@ PackedWeight packed_view(const PackPlan& plan, uint8_t* data) {
   if (g.n_groups == 1) w.group = g.k_pad;
   w.n_groups = g.n_groups;
   w.zero = plan.zero;
-  w.scale_f32 = plan.scale_f32;
+  w.scaling = plan.scaling;
   w.has_offset = plan.has_offset;
+  w.has_zero = plan.has_zero;
+  w.sub_bias = plan.sub_bias;
+  w.sub_at = static_cast<int32_t>(g.sub_at);
+  w.pair_at = static_cast<int32_t>(g.pair_at);
+  if (two_level(plan.scaling)) {
+    const auto per_super = static_cast<unsigned>(plan.super_group / plan.group);
+    assert(std::has_single_bit(per_super));
+    w.super_shift = std::countr_zero(per_super);
+  }
   w.levels8 = plan.levels8.empty() ? nullptr : plan.levels8.data();
   w.levels = plan.levels.empty() ? nullptr : plan.levels.data();
+  w.levels16 = plan.levels16.empty() ? nullptr : plan.levels16.data();
+  w.level_step = plan.level_step;
   w.data = data + g.front;
   w.panel_bytes = g.panel_bytes;
   w.scale_offset = -g.front;
-  w.offset_offset = g.table_bytes - g.front;
+  w.offset_offset = g.scale_bytes - g.front;
   return w;
 }
 
 void pack_affine(const PackPlan& plan, uint8_t* data, int row0, const AffineRows& rows) {
   assert(has_codes(plan.code) && rows.k == plan.k && row0 + rows.rows <= plan.n);
   const Geometry g = geometry(plan);
-  const size_t k = static_cast<size_t>(plan.k);
-  const size_t groups = rows.scales.size() / static_cast<size_t>(std::max(rows.rows, 1));
+  const int values = two_level(plan.scaling) ? g.n_supers : g.n_groups;
+  RowReader<float> scales(rows.scales, rows.rows, values), offsets(rows.offsets, rows.rows, values);
+  RowReader<uint8_t> subs(rows.subs, rows.rows, g.n_groups);
+  RowReader<uint8_t> sub_offsets(rows.sub_offsets, rows.rows, g.n_groups);
+  RowReader<uint8_t> zeros(rows.zeros, rows.rows, g.n_groups);
   for (int r = 0; r < rows.rows; ++r) {
-    const size_t i = static_cast<size_t>(r);
-    const float* offsets = plan.has_offset ? rows.offsets.data() + i * groups : nullptr;
-    pack_affine_row(plan, g, data, row0 + r, rows.codes.data() + i * k,
-                    rows.scales.data() + i * groups, offsets);
+    pack_affine_row(plan, g, data, row0 + r,
+                    {rows.codes.data() + static_cast<size_t>(r) * static_cast<size_t>(plan.k),
+                     {scales.at(r), subs.at(r)},
+                     {offsets.at(r), sub_offsets.at(r)},
+                     zeros.at(r)});
   }
 }
 
@@ -197,14 +300,19 @@ void clear_padding(const PackPlan& plan, uint8_t* data) {
   const Geometry g = geometry(plan);
   const std::vector<uint8_t> codes(static_cast<size_t>(plan.k), static_cast<uint8_t>(plan.zero));
   const std::vector<float> zeros(static_cast<size_t>(g.k_pad), 0.0f);
+  const std::vector<uint8_t> nothing(static_cast<size_t>(g.k_pad), 0);
   for (int row = plan.n; row < g.panels * kLanes; ++row) {
     if (has_codes(plan.code)) {
-      pack_affine_row(plan, g, data, row, codes.data(), zeros.data(), zeros.data());
+      pack_affine_row(plan, g, data, row,
+                      {codes.data(),
+                       {zeros.data(), nothing.data()},
+                       {zeros.data(), nothing.data()},
+                       nothing.data()});
     } else {
       pack_f32_row(plan, g, data, row, zeros.data());
     }
   }
-  const int64_t tables = g.table_bytes * (plan.has_offset ? 2 : 1);
+  const int64_t tables = g.scale_bytes + g.offset_bytes;
   for (int p = 0; p < g.panels; ++p) {  // the gap that rounds the tables up to 64 bytes
     std::memset(data + p * g.panel_bytes + tables, 0, static_cast<size_t>(g.front - tables));
   }

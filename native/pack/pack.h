@@ -16,22 +16,35 @@ struct AffineRows {
   std::vector<uint8_t> codes;  // [rows][k]
   std::vector<float> scales;   // [rows][k / group]
   std::vector<float> offsets;  // [rows][k / group] or empty
+  std::vector<uint8_t> zeros;  // [rows][k / group] zero points, or empty
+  // Two levels: scales and offsets are the supers, [rows][k / super_group]; these [rows][k /
+  // group].
+  std::vector<uint8_t> subs, sub_offsets;
 };
 
 // The smallest code that holds `bits` bits (codes keep their values).
 Code code_for(int bits);
 
-// Describes the panels of a weight before any row is known. `scale_f32`: some scale is not an fp16
-// value.
+// Describes the panels of a weight before any row is known. `scaling`
+// kF32: some scale is not an fp16 value; kSub*: two levels, whose subs fit in 4, 6 or 8 bits, with
+// a power of two of groups to a super_group.
 struct PackPlan {
   int n = 0, k = 0;
   Code code = Code::kF32;
   int group = 0, zero = 0;
-  bool scale_f32 = false, has_offset = false;
+  Scaling scaling = Scaling::kF16;
+  bool has_offset = false, has_zero = false;
+  int super_group = 0, sub_bias = 0;
   // Codebooks: 16 entries for codes of up to 4 bits, else 256 (filled up with zeros), or none.
   std::vector<int8_t> levels8;
   std::vector<float> levels;
+  std::vector<int8_t> levels16;  // see set_levels16
+  float level_step = 1;
 };
+
+// For a8: the levels of a float codebook as integers times `step`. std::invalid_argument when there
+// are not as many as the plan's code has, or one is beyond -32639..32639.
+void set_levels16(PackPlan* plan, const std::vector<int>& levels, float step);
 
 int64_t packed_bytes(const PackPlan& plan);  // panels, 64-byte aligned
 // Fills the view (pointers into `data`, level tables inside `plan`, which must outlive it).
@@ -56,8 +69,7 @@ int64_t gguf_row_bytes(const std::string& type, int k);
 // Round to nearest, bit-equal to octavo.formats (rounding.py states the arithmetic): w [rows][k]
 // fp32, finite, to codes and scales per `group` inputs (group >= k: per channel). convention:
 // "absmax", "full", "signed", "no_clip" (symmetric: zero = 2^(bits-1)) or "minmax" (an integer zero
-// point z per group, given as offsets -s * z with zero = 0; the scales are fp16 values whatever
-// `scale_f32`, so that the offsets are exact, and the plan needs scale_f32). Scales are rounded to
+// point per group). Scales are rounded to
 // fp16 before the codes are computed unless scale_f32; one beyond fp16's range becomes infinite (to
 // be checked by the caller). False: no such convention, or bits not in 2..8.
 bool encode_rtn(const float* w, int rows, int k, int group, int bits, const std::string& convention,

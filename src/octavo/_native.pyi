@@ -23,6 +23,13 @@ class Code(enum.Enum):
 
 def code_for(bits: int) -> Code: ...
 
+class Scaling(enum.Enum):
+    F16 = 0
+    F32 = 1
+    SUB4 = 2
+    SUB6 = 3
+    SUB8 = 4
+
 class Act(enum.Enum):
     A8 = 0
     BF16 = 1
@@ -49,13 +56,17 @@ class PackPlan:
     code: Code
     group: int
     zero: int
-    scale_f32: bool
+    scaling: Scaling
     has_offset: bool
+    has_zero: bool
+    super_group: int
+    sub_bias: int
     levels8: list[int]
     levels: list[float]
     def __init__(self) -> None: ...
     @staticmethod
     def gguf(type: str, n: int, k: int) -> PackPlan: ...
+    def set_levels16(self, levels: list[int], step: float) -> None: ...
     @property
     def packed_bytes(self) -> int: ...
 
@@ -69,7 +80,14 @@ class Weight:
     def pack_floats(self, type: str, data: U8, row0: int) -> None: ...
     def pack_rounded(self, type: str, data: U8, row0: int, bits: int, convention: str) -> None: ...
     def pack_affine(
-        self, codes: U8, scales: F32, offsets: F32 | None, bits: int, row0: int
+        self,
+        codes: U8,
+        scales: F32,
+        row0: int,
+        offsets: F32 | None = None,
+        zeros: U8 | None = None,
+        subs: U8 | None = None,
+        sub_offsets: U8 | None = None,
     ) -> None: ...
     def unpack(self, row0: int, out: F32) -> None: ...
 

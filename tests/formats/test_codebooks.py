@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from octavo.core.errors import FormatError
+from octavo.formats import codebooks
 from octavo.formats.codebooks import float8_levels, iq4nl_levels, named_levels, nf4_levels
 from octavo.formats.number_format import NumberFormat
 
@@ -42,3 +43,28 @@ def test_float8_levels_follow_the_bytes() -> None:
 def test_a_learned_codebook_has_no_levels_of_its_own() -> None:
     with pytest.raises(FormatError, match="learned"):
         named_levels(NumberFormat.parse("lut4_channel"))
+
+
+def test_levels_that_are_dyadic_integers_are_exact_in_a8() -> None:
+    levels = np.array([-127, -0.5, 0, 0.25, 113], np.float32)
+    integers, step = codebooks.level_steps(levels)
+    assert step == 0.25
+    np.testing.assert_array_equal(integers * step, levels)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_other_levels_are_off_by_half_a_step_at_most(seed: int) -> None:
+    draws = np.random.default_rng(seed)
+    levels = (draws.standard_normal(16) * 10.0 ** draws.integers(-9, 9)).astype(np.float32)
+    integers, step = codebooks.level_steps(levels)
+    peak = np.abs(levels).max()
+    assert np.abs(integers).max() <= codebooks.LARGEST_LEVEL16
+    error = np.abs(integers * step - levels.astype(np.float64)).max()
+    assert error <= step / 2 * (1 + 2.0**-40)  # the quotient is rounded in float64
+    assert step / 2 <= peak / (2 * codebooks.LARGEST_LEVEL16) * (1 + 2.0**-23)
+
+
+def test_an_empty_codebook_has_a_step() -> None:
+    integers, step = codebooks.level_steps(np.zeros(16, np.float32))
+    assert not integers.any()
+    assert step == 1

@@ -110,13 +110,16 @@ def _slow(tensor: QuantizedTensor, rows: int, columns: int) -> F32:
 
 
 def _affine_values(rows: AffineRows) -> F32:
-    """`fl(fl(scales * v) + offsets)`, as AffineRows states it."""
+    """`fl(fl(scale * v) + offset)`, as AffineRows states it."""
     units = rows.codes.astype(np.float32) - np.float32(rows.zero)
+    if rows.zeros is not None:
+        units -= np.repeat(rows.zeros, rows.group, axis=1)
     if rows.levels is not None:
         units = rows.levels[rows.codes]
-    values = units * np.repeat(rows.scales, rows.group, axis=1)
-    if rows.offsets is not None:
-        values = values + np.repeat(rows.offsets, rows.group, axis=1)
+    flat = rows.one_level()
+    values = units * np.repeat(flat.scales, rows.group, axis=1)
+    if flat.offsets is not None:
+        values = values + np.repeat(flat.offsets, rows.group, axis=1)
     return values
 
 
@@ -139,7 +142,8 @@ def test_the_affine_view_is_exact(name: str) -> None:
     rows = tensor.affine()
     assert rows.codes.shape == SHAPE
     assert rows.codes.dtype == np.uint8
-    assert rows.scales.shape == (SHAPE[0], SHAPE[1] // rows.group)
+    assert rows.one_level().scales.shape == (SHAPE[0], SHAPE[1] // rows.group)
+    assert (rows.subs is None) == (tensor.format.super_scale is None)
     np.testing.assert_array_equal(_affine_values(rows), tensor.dequantize())
 
 
@@ -152,18 +156,19 @@ def test_a_tensor_scale_multiplies_scales_and_offsets() -> None:
     np.testing.assert_array_equal(odd.dequantize()[:1], _slow(odd, 1, 512))
 
 
-def test_zero_points_under_precise_scales_move_into_the_codes() -> None:
-    rows = _tensor("int7_g32_asym_sfp32").affine()
+@pytest.mark.parametrize("name", ["int7_g32_asym_sfp32", "int8_channel_asym_sfp32"])
+def test_zero_points_stay_zero_points_under_any_scale(name: str) -> None:
+    rows = _tensor(name).affine()
     assert rows.offsets is None
-    assert rows.zero > 0
+    assert rows.zeros is not None
+    assert rows.zero == 0
 
 
-def test_zero_points_of_8_bits_under_precise_scales_have_no_packed_form() -> None:
-    ramp = np.linspace(0, 1, 64, dtype=np.float32)
-    weight = np.stack([ramp, -ramp]) / 3  # zeros 0 and 255: codes - zeros span -255 .. 255
-    tensor = encode(weight, NumberFormat.parse("int8_channel_asym_sfp32"))
-    with pytest.raises(FormatError, match="fp16 scales"):
-        tensor.affine()
+def test_two_levels_under_a_tensor_scale_become_one() -> None:
+    """Only super * sub is exact; the tensor's factor rounds."""
+    tensor = dataclasses.replace(_tensor("int6_g16_si8x256"), tensor_scale=float(np.float32(0.3)))
+    assert tensor.affine().subs is None
+    np.testing.assert_array_equal(_affine_values(tensor.affine()), tensor.dequantize())
 
 
 @pytest.mark.parametrize("name", ["fp32", "fp16", "bf16"])

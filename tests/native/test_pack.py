@@ -122,7 +122,7 @@ def rounded(w: np.ndarray, bits: int, convention: str, wide: bool) -> tuple[np.n
     half = np.float32(2 ** (bits - 1))
     lo, hi = w.min(-1, keepdims=True), w.max(-1, keepdims=True)
     step = STEPS[convention](lo, hi, half).astype(np.float32)
-    if not wide or convention == "minmax":
+    if not wide:
         step = step.astype(np.float16).astype(np.float32)
     safe = np.where(step == 0, np.float32(1), step)
     last = 2 * half - 1
@@ -145,17 +145,17 @@ def test_rounding_equals_numpy_bit_for_bit(convention: str, wide: bool) -> None:
     w[2, 2] = -np.abs(w[2, 2])
     w[3, 3] = 1e-9  # the fp16 scale is zero
     for bits in range(2, 9):
-        codes, scales, offsets, zero = testing.encode_rtn(
+        codes, scales, points, zero = testing.encode_rtn(
             w.reshape(12, 256), 32, bits, convention, wide
         )
         want, step, zeros = rounded(w, bits, convention, wide)
         np.testing.assert_array_equal(codes.reshape(w.shape), want)
         np.testing.assert_array_equal(scales, step[..., 0])
         if convention == "minmax":
-            np.testing.assert_array_equal(offsets, -(step * zeros)[..., 0])
+            np.testing.assert_array_equal(points, zeros[..., 0])
             assert zero == 0
         else:
-            assert offsets.size == 0
+            assert points.size == 0
             assert zero == 2 ** (bits - 1)
 
 
@@ -183,11 +183,12 @@ def test_rounding_equals_the_encoder_of_formats(bits: int, scale: str, conventio
     assert zero == want.zero
 
 
-def test_rounding_with_zero_points_equals_the_encoder_of_formats() -> None:
+@pytest.mark.parametrize("scale", ["fp16", "fp32"])
+def test_rounding_with_zero_points_equals_the_encoder_of_formats(scale: str) -> None:
     w = np.random.default_rng(9).standard_normal((9, 96)).astype(np.float32) + np.float32(0.5)
-    format = NumberFormat("int", 4, PerGroup(32), zero="int", scale="fp16")
+    format = NumberFormat("int", 4, PerGroup(32), zero="int", scale=scale)
     tensor = encode(w, format, "minmax")
-    codes, scales, offsets, zero = testing.encode_rtn(w, 32, 4, "minmax", True)
-    packed = testing.packed(9, 96, "nibble", 32, zero, True, True)
-    packed.pack_affine(0, codes, scales, offsets)
+    codes, scales, points, zero = testing.encode_rtn(w, 32, 4, "minmax", scale == "fp32")
+    packed = testing.packed(9, 96, "nibble", 32, zero, scale.replace("fp", "f"), "zero")
+    packed.pack_affine(0, codes, scales, zeros=points)
     np.testing.assert_array_equal(packed.unpack(), tensor.dequantize())

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from octavo._native import testing
+from octavo.formats.codebooks import level_steps
 
 F32 = npt.NDArray[np.float32]
 ISAS: list[str] = testing.isas()
@@ -29,6 +30,9 @@ class Form:
     offset: bool = False
     levels8: bool = False
     levels: bool = False
+    points: bool = False  # a zero point per group
+    scaling: str = ""  # of two levels: "sub4", "sub6", "sub8"
+    bias: int = 0  # of its sub-scales
 
 
 FORMS = [
@@ -58,6 +62,14 @@ FORMS = [
     Form("int8_g64", "byte", 64, 128),
     Form("lut8", "byte", 32, 0, levels8=True),
     Form("fp8", "byte", 0, 0, True, levels=True),
+    Form("q4_g32_asym", "nibble", 32, points=True),
+    Form("int2_g16_asym", "two", 16, points=True),
+    Form("int8_channel_asym", "byte", 0, 0, True, points=True),
+    Form("q2_k_subs", "two", 16, offset=True, scaling="sub4"),
+    Form("q3_k_subs", "three", 16, 4, scaling="sub6", bias=32),
+    Form("q4_k_subs", "nibble", 32, offset=True, scaling="sub6"),
+    Form("q6_k_subs", "six", 16, 32, scaling="sub8", bias=128),
+    Form("iq4_xs_subs", "nibble", 32, levels8=True, scaling="sub6", bias=32),
     Form("f16", "f16"),
     Form("bf16", "bf16"),
     Form("f32", "f32"),
@@ -117,26 +129,77 @@ def make_case(form: Form, n: int, k: int, seed: int) -> Case:
     group = form.group if 0 < form.group < k else k
     groups = -(-k // group)
     codes = rng.integers(0, 1 << BITS[form.code], (n, k)).astype(np.uint8)
+    levels = levels_of(form, rng)
+    packed = testing.packed(
+        n, k, form.code, form.group or k, form.zero, scaling_of(form), extra_of(form),
+        (SUPER * group, form.bias),
+    )  # fmt: skip
+    parts, scales, offsets, points = tables(form, n, groups, rng)
+    packed.pack_affine(0, codes, **parts)
+    value = codes.astype(np.float32) - form.zero - np.repeat(points, group, 1)[:, :k]
+    integers = value
+    if levels is not None:
+        value, integers = levels[codes].astype(np.float32), give_levels(packed, form, levels)[codes]
+    wide = np.repeat(scales, group, 1)[:, :k]
+    extra = np.repeat(offsets, group, 1)[:, :k] if form.offset else np.zeros((n, k), np.float32)
+    products = wide * value
+    dense = products + extra if form.offset else products
+    step = min(group, a8_group(form, k))
+    return Case(packed, dense, wide * integers.astype(np.float32), extra, step)
+
+
+SUPER = 4  # groups of a super-group
+
+
+def scaling_of(form: Form) -> str:
+    return form.scaling or ("f32" if form.scale_f32 else "f16")
+
+
+def extra_of(form: Form) -> str:
+    return "offset" if form.offset else "zero" if form.points else ""
+
+
+def tables(form: Form, n: int, groups: int, rng: np.random.Generator) -> tuple[Any, F32, F32, F32]:
+    """What pack_affine takes, and the scales, offsets and zero points of each group."""
+    points = np.zeros((n, groups), np.uint8)
+    if form.points:
+        points = rng.integers(0, 1 << BITS[form.code], (n, groups)).astype(np.uint8)
+    if form.scaling:
+        return *two_levels(form, n, groups, rng), points.astype(np.float32)
     scales = (rng.standard_normal((n, groups)) / 64).astype(np.float16).astype(np.float32)
     if form.scale_f32:
         scales *= np.float32(1.0003)
     offsets = rng.standard_normal((n, groups)).astype(np.float16).astype(np.float32)
-    levels = levels_of(form, rng)
-    packed = testing.packed(
-        n,
-        k,
-        form.code,
-        form.group or k,
-        form.zero,
-        form.scale_f32,
-        form.offset,
-        levels if form.levels8 else None,
-        levels if form.levels else None,
-    )
-    packed.pack_affine(0, codes, scales, offsets if form.offset else None)
-    value = codes.astype(np.float32) - form.zero if levels is None else levels[codes]
-    wide = np.repeat(scales, group, 1)[:, :k]
-    extra = np.repeat(offsets, group, 1)[:, :k] if form.offset else np.zeros((n, k), np.float32)
-    products = wide * value.astype(np.float32)
-    step = min(group, a8_group(form, k))
-    return Case(packed, products + extra if form.offset else products, products, extra, step)
+    parts: dict[str, Any] = {"scales": scales}
+    if form.offset:
+        parts["offsets"] = offsets
+    if form.points:
+        parts["zeros"] = points
+    return parts, scales, offsets, points.astype(np.float32)
+
+
+def two_levels(form: Form, n: int, groups: int, rng: np.random.Generator) -> tuple[Any, F32, F32]:
+    supers = -(-pad_to(groups, 2) // SUPER)  # inputs are padded to 32: two groups of 16
+    bits = int(form.scaling[3:])
+    parts: dict[str, Any] = {}
+    wide: list[F32] = []
+    for name, subs, bias in (("scales", "subs", form.bias), ("offsets", "sub_offsets", 0)):
+        top = (rng.standard_normal((n, supers)) / 64).astype(np.float16).astype(np.float32)
+        sub = rng.integers(0, 1 << bits, (n, groups)).astype(np.uint8)
+        if name == "scales" or form.offset:
+            parts |= {name: top, subs: sub}
+        wide.append(np.repeat(top, SUPER, 1)[:, :groups] * (sub.astype(np.float32) - bias))
+    return parts, wide[0], wide[1]
+
+
+def give_levels(packed: Any, form: Form, levels: npt.NDArray[Any]) -> F32:
+    """Sets the codebook; what each code stands for in a8: step * integer, in fp32."""
+    if form.levels8:
+        packed.set_levels8(levels)
+        return levels.astype(np.float32)
+    if BITS[form.code] > 4 and form.name != "lut6":
+        packed.set_levels(levels)
+        return levels.astype(np.float32)
+    integers, step = level_steps(levels)
+    packed.set_levels(levels, integers.tolist(), step)
+    return integers.astype(np.float32) * np.float32(step)

@@ -49,14 +49,19 @@ def _console() -> Console:
 
 
 def _list(facts: list[FormatFacts]) -> None:
-    table = _table("format", "GGUF", "codes", "digits", "b/w 576", "b/w 4096")
+    from octavo.backends.native.recipe import native_bits
+    from octavo.formats.number_format import NumberFormat
+
+    table = _table("format", "GGUF", "codes", "b/w 576", "b/w 4096", "native")
     for each in facts:
         sizes = [_size(bits) for bits in each.bits_per_weight.values()]
-        digits = f"{each.decimal_digits:.1f}"
-        table.add_row(each.name, each.gguf_type or "", f"{each.codes:,}", digits, *sizes)
+        codes = f"{each.codes:,}" if each.codes < 1 << 20 else f"{each.codes:.3g}"
+        sizes.append(_size(native_bits(NumberFormat.parse(each.name), (4096, 4096))))
+        table.add_row(each.name, each.gguf_type or "", codes, *sizes)
     console = _console()
     console.print(table)
     console.print("b/w: bits per weight, scales included, of a square weight this wide; -: no fit.")
+    console.print("native: b/w 4096 as the native backend holds it in memory.")
     console.print(
         "Any other that fits the grammar works too: base_where[_asym|_offset][_sTYPE], "
         "such as int5_g64_asym or int4_channel_sfp32 (docs/formats.md)."

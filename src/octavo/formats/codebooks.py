@@ -13,6 +13,9 @@ from octavo.formats.number_format import NumberFormat
 
 F32 = npt.NDArray[np.float32]
 
+LARGEST_LEVEL16 = 127 * 256 + 127  # two signed bytes, 256 * high + low, either sign
+_EXACT_SHIFTS = 150  # down to the smallest fp32
+
 # The most extreme quantile of NF4 (QLoRA, arXiv 2305.14314, as its authors' code has it).
 _NF4_EDGE = 0.9677083
 
@@ -39,6 +42,24 @@ def float8_levels(variant: str) -> F32:
     from octavo.formats.floats import float_dtype  # ml_dtypes, only where needed
 
     return np.arange(256, dtype=np.uint8).view(float_dtype(variant)).astype(np.float32)
+
+
+def level_steps(levels: F32) -> tuple[npt.NDArray[np.int64], float]:
+    """Levels as integers of 16 bits times a step, as a8 products take them (docs/numerics.md).
+
+    Exact, with a power of two as the step, where that is possible. Else the step is the largest
+    |level| / 32639, and a level is off by at most half of it: 2**-15.99 of the largest.
+    """
+    wide = levels.astype(np.float64)
+    peak = float(np.abs(wide).max(initial=0))
+    for shift in range(_EXACT_SHIFTS):
+        whole = np.ldexp(wide, shift)
+        if np.ldexp(peak, shift) > LARGEST_LEVEL16:
+            break
+        if np.array_equal(whole, np.rint(whole)):
+            return whole.astype(np.int64), 2.0**-shift
+    step = float(np.float32(peak / LARGEST_LEVEL16))
+    return np.rint(wide / step).astype(np.int64), step
 
 
 @cache

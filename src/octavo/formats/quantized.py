@@ -18,21 +18,44 @@ from octavo.formats.packing import packed_width, unpack_bits
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
+I16 = npt.NDArray[np.int16]
 
 
 class AffineRows(NamedTuple):
     """The one view that every integer or codebook format offers to the native packer.
 
-    `w[r, k] = fl(fl(scales[r, k // group] * v) + offsets[r, k // group])`, v being
-    `codes[r, k] - zero` or `levels[codes[r, k]]`; without offsets there is no addition.
+    `w[r, k] = fl(fl(scale * v) + offset)`, v being `codes[r, k] - zero` or `levels[codes[r, k]]`;
+    without offsets there is no addition. Scale and offset are those of group `k // group`:
+    `scales[r, g]` and `offsets[r, g]`, or with two levels `scales[r, s] * subs[r, g]` and
+    `offsets[r, s] * sub_offsets[r, g]` (exact), s being the super-group of g.
     """
 
     codes: U8  # [rows, k], unsigned
     zero: int
     levels: F32 | None  # [2**bits] of a codebook
-    scales: F32  # [rows, k / group], the stored scales widened (exact)
-    offsets: F32 | None  # [rows, k / group]
+    scales: F32  # [rows, k / group], the stored scales widened (exact); or [rows, supers]
+    offsets: F32 | None  # shaped as scales
     group: int
+    zeros: U8 | None = None  # [rows, k / group]: zero points in place of `zero`, which is then 0
+    subs: I16 | None = None  # [rows, k / group]
+    sub_offsets: I16 | None = None  # [rows, k / group]
+
+    def one_level(self) -> AffineRows:
+        """The same with a scale per group in place of two levels."""
+        if self.subs is None:
+            return self
+        return self._replace(
+            scales=_under(self.scales, self.subs),
+            offsets=_under(self.offsets, self.sub_offsets),
+            subs=None,
+            sub_offsets=None,
+        )
+
+
+def _under(supers: F32 | None, subs: I16 | None) -> Any:
+    if supers is None or subs is None:
+        return supers
+    return np.repeat(supers, subs.shape[1] // supers.shape[1], axis=1) * subs.astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +130,9 @@ class QuantizedTensor:
 
     def affine(self) -> AffineRows:
         """This tensor as the native packer takes it; exact. Raises FormatError for 16 and 32-bit
-        floats, and for 8-bit zero points under scales of more than 15 bits of precision."""
+        floats."""
         format, codes = self.format, self.unpacked_codes()
-        zero, levels, offsets = 0, None, self.offsets()
+        zero, levels, zeros = 0, None, None
         if format.kind == "float":
             levels = float8_levels(format.variant)
         elif format.kind == "codebook":
@@ -119,9 +142,10 @@ class QuantizedTensor:
         elif format.zero == "none":
             zero = 2 ** (format.bits - 1)
         elif format.zero == "int":
-            codes, zero, offsets = self._without_zero_points(codes)
-        scales, offsets = self._per_row(self.steps()), self._per_row(offsets)
-        return AffineRows(codes, zero, levels, scales, offsets, self.shape[1] // scales.shape[1])
+            zeros = self._per_row(self.zeros)
+        scales, offsets, subs, sub_offsets = self._tables()
+        group = self.shape[1] // (scales if subs is None else subs).shape[1]
+        return AffineRows(codes, zero, levels, scales, offsets, group, zeros, subs, sub_offsets)
 
     def dequantize(self) -> F32:
         """float32 [out, in]: the values, bit for bit what every kernel's weights are."""
@@ -217,20 +241,16 @@ class QuantizedTensor:
             return None
         return np.ascontiguousarray(np.broadcast_to(per_group, (self.shape[0], per_group.shape[1])))
 
-    def _without_zero_points(self, codes: U8) -> tuple[U8, int, F32 | None]:
-        """Codes, one zero and offsets that give the same values as a zero point per group."""
-        steps = self.steps()
-        if _is_short(steps):  # s * q, s * z and their difference are all exact in fp32
-            assert self.zeros is not None
-            return codes, 0, -steps * self.zeros.astype(np.float32)
-        centred = codes.astype(np.int16) - self._zero_of_each()
-        zero = -int(centred.min(initial=0))
-        if zero + int(centred.max(initial=0)) > 255:
-            raise FormatError(
-                f"{self.format}: {self.format.bits}-bit zero points under scales this precise "
-                "have no exact packed form; use fp16 scales (no _s suffix)"
-            )
-        return (centred + zero).astype(np.uint8), zero, None
+    def _tables(self) -> tuple[F32, F32 | None, I16 | None, I16 | None]:
+        """Scales, offsets, sub-scales and sub-offsets per row. Two levels under a tensor scale
+        become one, for only the product of super and sub is exact."""
+        if self.super_scales is None or self.tensor_scale != 1.0:
+            return self._per_row(self.steps()), self._per_row(self.offsets()), None, None
+        assert self.scales is not None
+        supers, subs = self.super_scales.astype(np.float32), self.scales.astype(np.int16)
+        if self.zeros is None or self.super_zeros is None:
+            return supers, None, subs, None
+        return supers, -self.super_zeros.astype(np.float32), subs, self.zeros.astype(np.int16)
 
 
 _PARTS = ("codes", "scales", "zeros", "super_scales", "super_zeros", "codebook")
@@ -324,8 +344,3 @@ def _build(
         parts.get("codebook"),
         tensor_scale,
     )
-
-
-def _is_short(steps: F32) -> bool:
-    """Whether every step has at most 15 significant bits (so that 9-bit products are exact)."""
-    return not np.any(steps.view(np.int32) & 0x1FF)

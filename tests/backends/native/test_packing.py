@@ -11,7 +11,13 @@ import pytest
 from octavo import _native
 from octavo.backends.base import RuntimeConfig
 from octavo.backends.native.packing import pack_all
-from octavo.backends.native.recipe import is_requantized, pack_plan, storage, wanted_format
+from octavo.backends.native.recipe import (
+    is_requantized,
+    native_bits,
+    pack_plan,
+    storage,
+    wanted_format,
+)
 from octavo.core.errors import FormatError, UnsupportedError
 from octavo.formats.number_format import NumberFormat
 from octavo.formats.rtn import encode
@@ -28,7 +34,8 @@ ROUNDED = (
     "int4_g32_offset", "int4_g16_sfp32", "int3_g32", "int2_g32", "int4_g32_asym_sfp32",
     "int4_g32_sbf16", "int4_g32_se8m0", "int4_g16_se4m3", "nf4_g32", "iq4nl_g32",
     "ternary_tensor", "binary_channel", "int1_g32_asym", "int4_g32_offset_su6x96",
-    "int6_g16_si8x96",
+    "int6_g16_si8x96", "int4_g16_offset_su4x32", "int5_g16_si6x32", "iq4nl_g32_si5x96",
+    "int8_channel_asym_sfp32", "int3_g16_asym",
 )  # fmt: skip
 
 
@@ -76,6 +83,24 @@ def test_int4_g32_takes_four_and_a_half_bits() -> None:
     assert weight.bytes == 64 * 64 * 9 // 16
 
 
+# Bits per weight of [1024, 1024]: codes, then scales of 16 bits and zero points of a byte a group,
+# rounded up to 64 bytes a panel. GGUF's are its blocks' own: 144 bytes for 256 weights of Q4_K.
+BITS = {
+    "fp32": 32, "fp16": 16, "bf16": 16, "fp8_e4m3_channel": 8 + 32 / 1024,
+    "int8_g32": 8.5, "int6_g32": 6.5, "int5_g32": 5.5, "int4_g32": 4.5, "int3_g32": 3.5,
+    "int2_g32": 2.5, "ternary_channel": 2 + 32 / 1024, "nf4_g64": 4.25,
+    "int4_g32_asym": 4.75, "int2_g64_asym": 2.375, "int4_g32_offset": 5, "int5_g32_offset": 6,
+    "int2_g16_offset_su4x256": 84 / 32, "int3_g16_si6x256": 110 / 32,
+    "int4_g32_offset_su6x256": 144 / 32, "int5_g32_offset_su6x256": 176 / 32,
+    "int6_g16_si8x256": 210 / 32, "iq4nl_g32_si6x256": 136 / 32,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(BITS))
+def test_panels_take_the_bits_that_the_format_says(name: str) -> None:
+    assert native_bits(NumberFormat.parse(name), (1024, 1024)) == BITS[name]
+
+
 def test_a_tied_embedding_answers_to_head() -> None:
     config = replace(CONFIG, format="int4_g32", keep=(("head", "int8_g32"),))
     assert wanted_format(Role("embed"), config, tied=True) == "int8_g32"
@@ -100,7 +125,8 @@ def test_activations_follow_the_values() -> None:
     assert activations("F32", "int4_channel") == "a8_g32"  # 96 inputs are no multiple of 64
     assert activations("BF16") == "abf16"
     assert activations("F16") == "a32"
-    assert activations("F32", "nf4_g32") == "abf16"
+    assert activations("F32", "nf4_g32") == "a8_g32"
+    assert activations("F32", "fp8_e4m3_channel") == "abf16"
     assert activations("Q4_0", asked="a32") == "a32"
 
 
@@ -110,7 +136,7 @@ def test_activations_follow_the_values() -> None:
         ("int4_g64", FormatError, "don't split into groups of 64"),
         ("int4_g48", FormatError, "multiples of 32"),
         ("int4_g24", FormatError, "multiples of"),
-        ("nf4_g32", UnsupportedError, "a8 multiplies integers"),
+        ("fp8_e4m3_channel", UnsupportedError, "a8 multiplies integers"),
     ],
 )
 def test_what_no_kernel_takes_is_refused(name: str, error: type[Exception], says: str) -> None:

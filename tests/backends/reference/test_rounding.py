@@ -34,7 +34,8 @@ RULES = [
     ("fp32", 576, "auto", "a32"),
     ("fp16", 576, "auto", "a32"),
     ("fp32", 576, "abf16", "abf16"),
-    ("nf4_g64", 576, "auto", "abf16"),
+    ("nf4_g64", 576, "auto", "a8_g64"),
+    ("fp8_e4m3_channel", 576, "auto", "abf16"),
 ]
 
 
@@ -45,11 +46,17 @@ def test_the_rule_follows_the_weights_format(
     assert str(options.activation_rule(NumberFormat.parse(weight), inputs, asked)) == expected
 
 
-@pytest.mark.parametrize("weight", ["bf16", "fp32", "nf4_g64"])
+@pytest.mark.parametrize("weight", ["bf16", "fp32", "fp8_e4m3_channel"])
 @pytest.mark.parametrize("asked", ["a8", "a16", "a8a16"])
 def test_integer_activations_of_other_weights_are_refused(weight: str, asked: str) -> None:
     with pytest.raises(UnsupportedError, match=f"{asked} multiplies .* a weight is {weight}"):
         options.activation_rule(NumberFormat.parse(weight), 64, asked)
+
+
+@pytest.mark.parametrize("asked", ["a16", "a8a16"])
+def test_levels_of_16_bits_take_no_activations_of_16_bits(asked: str) -> None:
+    with pytest.raises(UnsupportedError, match=f"{asked} multiplies integers, and a weight is nf4"):
+        options.activation_rule(NumberFormat.parse("nf4_g64"), 64, asked)
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])

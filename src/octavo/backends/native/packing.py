@@ -9,10 +9,12 @@ from functools import partial
 import numpy as np
 
 from octavo import _native
-from octavo.backends.native.recipe import Storage, pack_plan
+from octavo.backends.native.recipe import TWO_LEVELS, Storage, pack_plan, sub_bias
 from octavo.formats import rtn
+from octavo.formats.activations import takes_a8
+from octavo.formats.codebooks import level_steps
 from octavo.formats.granularity import PerTensor
-from octavo.formats.quantized import AffineRows
+from octavo.formats.quantized import F32, I16, U8, AffineRows
 from octavo.io.weights import TensorView, WeightSource
 from octavo.spec.decoder import Role
 
@@ -53,10 +55,6 @@ def _pack(
 def _pack_rows(
     weight: _native.Weight, view: TensorView, item: Storage, start: int, stop: int
 ) -> None:
-    if item.method == "floats" and item.format.variant == "fp16":
-        values = view.float32(start, stop).astype(np.float16).astype(np.float32)
-        weight.pack_floats("F32", values.view(np.uint8), start)
-        return
     raw = view.raw(start, stop)
     data = np.ascontiguousarray(raw.data)
     if item.method == "blocks":
@@ -74,7 +72,21 @@ def _pack_encoded(
 
 
 def _pack_affine(weight: _native.Weight, rows: AffineRows, item: Storage, start: int) -> None:
-    weight.pack_affine(rows.codes, rows.scales, rows.offsets, item.format.bits, start)
+    top = item.format.super_scale
+    bias = sub_bias(top) if top and rows.subs is not None else 0
+    weight.pack_affine(
+        rows.codes,
+        rows.scales,
+        start,
+        rows.offsets,
+        rows.zeros,
+        _unsigned(rows.subs, bias),
+        _unsigned(rows.sub_offsets, 0),
+    )
+
+
+def _unsigned(subs: I16 | None, bias: int) -> U8 | None:
+    return None if subs is None else (subs + bias).astype(np.uint8)
 
 
 def _encoded(view: TensorView, item: Storage, start: int, stop: int) -> AffineRows:
@@ -82,32 +94,37 @@ def _encoded(view: TensorView, item: Storage, start: int, stop: int) -> AffineRo
         tensor = view.quantized(start, stop)
     else:
         tensor = rtn.encode(view.float32(start, stop), item.format)
-    return tensor.affine()
+    rows = tensor.affine()
+    return rows if pack_plan(item).scaling in TWO_LEVELS else rows.one_level()
 
 
 def _completed(item: Storage, rows: AffineRows) -> _native.PackPlan:
-    """The plan, with what only the codes tell: zero, levels, offsets, and their widths."""
+    """The plan, with what only the codes tell: zero, levels, and whether scales have two levels."""
     plan = pack_plan(item)
     plan.group, plan.zero = rows.group, rows.zero
-    plan.has_offset = rows.offsets is not None
-    plan.scale_f32 = item.format.scale != "fp16" or item.format.zero == "int"
-    shifted = item.format.zero == "int" and rows.offsets is None
-    plan.code = _native.code_for(8 if shifted else item.format.bits)
+    if plan.scaling in TWO_LEVELS and rows.subs is None:  # a tensor scale made one level of them
+        plan.scaling = _native.Scaling.F32
     if rows.levels is not None:
-        levels = np.zeros(16 if item.format.bits <= 4 else 256, np.float32)
-        levels[: rows.levels.size] = rows.levels
-        if item.format.variant == "iq4nl":
-            plan.levels8 = [int(level) for level in levels]
-        else:
-            plan.levels = levels.tolist()
+        _set_levels(plan, item, rows.levels)
     return plan
 
 
+def _set_levels(plan: _native.PackPlan, item: Storage, stored: F32) -> None:
+    levels = np.zeros(16 if item.format.bits <= 4 else 256, np.float32)
+    levels[: stored.size] = stored
+    if item.format.variant == "iq4nl":
+        plan.levels8 = [int(level) for level in levels]
+        return
+    plan.levels = levels.tolist()
+    if takes_a8(item.format):
+        integers, step = level_steps(levels)
+        plan.set_levels16(integers.tolist(), step)
+
+
 def _encoded_ranges(item: Storage) -> Iterator[tuple[int, int]]:
-    """Whole where one number is shared by all rows, or a zero that only all codes tell."""
+    """Whole where one number is shared by all rows."""
     format = item.format
     whole = isinstance(format.granularity, PerTensor) or format.scale == "e4m3"
-    whole = whole or (format.zero == "int" and format.scale != "fp16")
     return iter([(0, item.shape[0])]) if whole else _ranges(item.shape)
 
 

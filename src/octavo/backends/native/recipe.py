@@ -1,7 +1,7 @@
 """How each weight is stored and run: decided once, before a byte is packed.
 
-"source" keeps what the file holds: integer blocks and integer codebooks run with a8, bf16 with
-bf16 activations, and fp16 and fp32 as fp32 (rounding them to bf16 would lose digits).
+"source" keeps what the file holds: integers and codebooks of up to 16 levels run with a8, bf16 with
+bf16 activations, and fp16 and fp32 with fp32 ones (rounding them to bf16 would lose digits).
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Literal
 from octavo import _native
 from octavo.backends.base import ActivationFormat, RuntimeConfig
 from octavo.core.errors import FormatError, UnsupportedError
-from octavo.formats.activations import a8_group_for, padded_width
+from octavo.formats.activations import a8_group_for, padded_width, takes_a8, takes_a16
 from octavo.formats.gguf_formats import GGUF_FORMATS
 from octavo.formats.granularity import PerGroup, PerTensor
-from octavo.formats.number_format import BF16, FP32, NumberFormat
+from octavo.formats.number_format import BF16, FP32, NumberFormat, SuperScale
 from octavo.formats.rounding import Convention, resolve_convention
 from octavo.io.weights import TensorView
 from octavo.spec.decoder import Role
@@ -33,6 +33,10 @@ ACTIVATIONS: Mapping[_native.Act, ActivationFormat] = MappingProxyType(
     }
 )
 _INTEGER_ACTS = (_native.Act.A8, _native.Act.A16, _native.Act.A8A16)
+TWO_LEVELS = (_native.Scaling.SUB4, _native.Scaling.SUB6, _native.Scaling.SUB8)
+_FLOAT_CODES = MappingProxyType(
+    {"fp32": _native.Code.F32, "fp16": _native.Code.F16, "bf16": _native.Code.BF16}
+)
 _NATIVE_CONVENTIONS: tuple[Convention, ...] = ("absmax", "full", "signed", "no_clip", "minmax")
 
 
@@ -102,20 +106,50 @@ def is_requantized(items: list[Storage]) -> bool:
 
 def pack_plan(item: Storage) -> _native.PackPlan:
     """The panels of a matrix. For "encoded" ones the packer completes it from the first codes."""
-    n, k = item.shape
     if item.method == "blocks":
-        return _native.PackPlan.gguf(item.source_type, n, k)
+        return _native.PackPlan.gguf(item.source_type, *item.shape)
+    return plan_of(item.format, item.shape)
+
+
+def plan_of(format: NumberFormat, shape: tuple[int, int]) -> _native.PackPlan:
+    """The panels that hold a weight of `shape` in a format; without its codebook."""
     plan = _native.PackPlan()
-    plan.n, plan.k = n, k
-    if item.method == "floats":
-        plan.code = _native.Code.BF16 if item.format == BF16 else _native.Code.F32
+    plan.n, plan.k = shape
+    if format.plain and format.bits > 8:
+        plan.code = _FLOAT_CODES[format.variant]
         return plan
-    plan.code = _native.code_for(item.format.bits)
-    plan.group = _group(item.format, item.shape)
-    plan.zero = 0 if item.format.zero != "none" else 2 ** (item.format.bits - 1)
-    plan.has_offset = item.format.zero != "none"
-    plan.scale_f32 = item.format.scale != "fp16" or item.format.zero == "int"
+    plan.code = _native.code_for(format.bits)
+    plan.group = _group(format, shape)
+    plan.zero = 0 if format.zero != "none" else 2 ** (format.bits - 1)
+    plan.has_offset, plan.has_zero = format.zero == "real", format.zero == "int"
+    plan.scaling = scaling(format)
+    if plan.scaling in TWO_LEVELS and format.super_scale:
+        plan.super_group = format.super_scale.group
+        plan.sub_bias = sub_bias(format.super_scale)
     return plan
+
+
+def native_bits(format: NumberFormat, shape: tuple[int, int]) -> float:
+    """Bits per weight of `shape` = (out, in) as panels hold it, with padding. Raises FormatError
+    when the shape doesn't fit."""
+    format.groups(shape)
+    return 8 * plan_of(format, shape).packed_bytes / (shape[0] * shape[1])
+
+
+def scaling(format: NumberFormat) -> _native.Scaling:
+    """How panels hold the scales of a format (without a tensor scale)."""
+    top = format.super_scale
+    if top is None or not isinstance(format.granularity, PerGroup):
+        return _native.Scaling.F16 if format.scale == "fp16" else _native.Scaling.F32
+    per_super = top.group // format.granularity.size
+    if per_super & (per_super - 1):
+        return _native.Scaling.F32
+    return TWO_LEVELS[(top.bits > 4) + (top.bits > 6)]
+
+
+def sub_bias(top: SuperScale) -> int:
+    """What panels add to sub-scales, so that they are unsigned."""
+    return (8, 32, 128)[(top.bits > 4) + (top.bits > 6)] if top.signed else 0
 
 
 def _method(target: NumberFormat, stored: NumberFormat, type_name: str) -> tuple[Method, str]:
@@ -137,22 +171,22 @@ def _rounds_natively(target: NumberFormat) -> bool:
         and target.scale in ("fp16", "fp32")
         and target.super_scale is None
         and not isinstance(target.granularity, PerTensor)
-        and (target.zero == "none" or (target.zero == "int" and target.scale == "fp16"))
+        and target.zero in ("none", "int")
     )
 
 
 def _activations(role: Role, target: NumberFormat, config: RuntimeConfig) -> _native.Act:
-    integer = target.kind == "int" or target.variant == "iq4nl"
     asked = config.activations
     if asked == "auto":
-        if integer:
+        if takes_a8(target):
             return _native.Act.A8
         exact = target.plain and target.bits > 8 and target != BF16
         return _native.Act.F32 if exact else _native.Act.BF16
     act = next(act for act, name in ACTIVATIONS.items() if name == asked)
-    if act in _INTEGER_ACTS and not integer:
+    if act in _INTEGER_ACTS and not (takes_a8 if asked == "a8" else takes_a16)(target):
+        codebooks = " and codebooks of up to 16 levels" if asked == "a8" else ""
         raise UnsupportedError(
-            f"{role} is {target}: its values are not integers, and {asked} multiplies integers; "
+            f"{role} is {target}: {asked} multiplies integers{codebooks}; "
             "use activations auto or abf16, or an integer format"
         )
     return act

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Literal
 
 from octavo.backends.base import ActivationFormat, KvFormat
 from octavo.core.errors import UnsupportedError
-from octavo.formats.activations import WIDE_RATIO, a8_group_for, padded_width
+from octavo.formats.activations import (
+    WIDE_RATIO,
+    a8_group_for,
+    padded_width,
+    takes_a8,
+    takes_a16,
+)
 from octavo.formats.granularity import PerGroup
 from octavo.formats.number_format import NumberFormat
 
@@ -70,18 +76,19 @@ def activation_rule(
 ) -> ActivationRule:
     """The rule of a linear layer with `inputs` inputs whose weight is stored as `weight`.
 
-    auto: integers multiply in a8, fp32 and fp16 exactly, all else (bf16, float codebooks) in abf16.
-    Raises UnsupportedError when a8, a16 or a8a16 is asked of weights that aren't integers.
+    auto: integers and codebooks of up to 16 levels multiply in a8, fp32 and fp16 exactly, all else
+    (bf16, fp8, larger codebooks) in abf16. Raises UnsupportedError when a8, a16 or a8a16 is asked
+    of weights that don't take it.
     """
-    integer = weight.kind == "int" or weight.variant == "iq4nl"
     if asked == "auto":
         exact = weight.plain and weight.variant != "bf16"
-        asked = "a8" if integer else "a32" if exact else "abf16"
+        asked = "a8" if takes_a8(weight) else "a32" if exact else "abf16"
     if asked in ("abf16", "a32"):
         return ActivationRule(asked)
-    if not integer:
+    if not (takes_a8 if asked == "a8" else takes_a16)(weight):
+        codebooks = " and codebooks of up to 16 levels" if asked == "a8" else ""
         raise UnsupportedError(
-            f"{asked} multiplies integers, and a weight is {weight}; "
+            f"{asked} multiplies integers{codebooks}, and a weight is {weight}; "
             "use activations auto or abf16, or an integer format"
         )
     size = weight.granularity.size if isinstance(weight.granularity, PerGroup) else inputs
