@@ -18,9 +18,10 @@
 
 namespace octavo {
 
-constexpr int kFewRows = 4;
-constexpr int kSplitKeys = 256;  // docs/numerics.md: attention splits at fixed boundaries
-constexpr int kTileRows = 16;    // query rows of one attention item
+constexpr int kFewRows = 7;        // of one or two threads (docs/performance.md)
+constexpr int kFewRowsOfMany = 4;  // and of more, each of which would prepare all rows
+constexpr int kSplitKeys = 256;    // docs/numerics.md: attention splits at fixed boundaries
+constexpr int kTileRows = 16;      // query rows of one attention item
 constexpr int kTileQueries = kMaxGroupHeads;  // rows * heads per kv head of one attention item
 constexpr int kSharedSplitRows = 8;  // steps of at most so many rows may share splits over threads
 constexpr int kBlockRows = 64;       // rows that a thread takes through a layer, at most
@@ -208,7 +209,7 @@ class Step {
   void report_logprobs(int t, size_t entry, const float* logits, int32_t token);
   void count_tokens();
 
-  bool few() const { return rows_ <= kFewRows; }
+  bool few() const { return rows_ <= (pool_.threads() <= 2 ? kFewRows : kFewRowsOfMany); }
   bool by_rows() const {
     return !few() && !plan_.whole_rows && rows_ >= kMinBlockRows * pool_.threads();
   }

@@ -132,6 +132,17 @@ def test_long_contexts_merge_their_splits_alike(name: str) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_step_of_any_few_rows_gives_the_bits_of_single_ones(threads: int) -> None:
+    # 1 to 7 rows: prepared by each thread; then by turns; from 4 a thread on, split by rows.
+    spec, config = SPECS["gemma"], replace(CONFIG, format="int4_g16", threads=threads)
+    tokens = tokens_of(spec, 12)
+    executor = load_native(spec, config)
+    want = text_logits(executor, tokens, 1)
+    for rows in range(2, len(tokens) + 1):
+        np.testing.assert_array_equal(text_logits(executor, tokens, rows), want)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("asked", ["source", "int4_g16", "int8_channel"])
 @pytest.mark.parametrize(
     "spec", [*SPECS.values(), gemma_like(intermediate=80)], ids=["llama", "gemma", "padded"]
