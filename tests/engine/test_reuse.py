@@ -175,6 +175,22 @@ def test_a_request_that_fits_only_without_a_pin_gets_its_blocks():
     assert engine.prefixes.cache.pins == {}
 
 
+def test_a_request_that_outgrows_what_pins_leave_gets_their_blocks():
+    """It begins beside the pin, and finds no block for its last tokens: it would begin anew for
+    ever, alone, until the pin's time is over."""
+    engine = engine_of(blocks=6)
+    ask(engine, "a", cache=CachePolicy(marks=(Mark(8, 1e9),)))
+    params = SamplingParams(max_tokens=12, ignore_eos=True)
+    alone = CachePolicy(read=False, write="none")  # else it would find its own blocks again
+    request = engine.submit(Request("b", (6,) * 8, params, cache=alone))
+    found: list[int] = []
+    for _ in range(40):
+        found += [token for output in engine.step() for token in output.tokens]
+        engine.check()
+    assert found == engine.executor.model.answer(request)
+    assert engine.prefixes.cache.pins == {}
+
+
 def test_a_higher_priority_takes_a_place_and_nobody_is_changed():
     engine = engine_of()
     params = SamplingParams(max_tokens=6, ignore_eos=True)

@@ -229,8 +229,8 @@ class Request:
         _check_tuple("prompt", self.prompt, "token ids")
         if not self.prompt:
             raise RequestError("the prompt is empty; give at least one token", param="prompt")
-        if min(self.prompt) < 0 or max(self.prompt) > _MOST:
-            raise RequestError(f"prompt needs token ids in [0, {_MOST}]", param="prompt")
+        if min(self.prompt) < -_MOST or max(self.prompt) > _MOST:  # the engine knows its vocabulary
+            raise RequestError("the prompt holds numbers that no token id has", param="prompt")
         _check_range(_PRIORITY, self.priority)
         _check_range(_TIMEOUT, self.timeout)
         if self.grammar and self.params.min_tokens:

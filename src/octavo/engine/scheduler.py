@@ -164,7 +164,10 @@ class Scheduler:
             if sequence.lease.extend(count):
                 plan.add(sequence, count)
                 return
-            self._preempt(max(self._holders(), key=rank), plan)
+            holders = list(self._holders())
+            if len(holders) == 1 and self.reuse is not None and self.reuse.give_up_a_pin():
+                continue  # alone, it would come back to the same pins again and again
+            self._preempt(max(holders, key=rank), plan)
 
     def _holders(self) -> Iterator[Sequence]:
         yield from self._running
