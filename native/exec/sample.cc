@@ -32,6 +32,21 @@ void adjust(const SampleParams& p, float* x) {
   }
 }
 
+// Calls `take` for every i with x[i] >= low and some others, ascending. Most runs have none, and to
+// see that costs a vector instruction or two.
+template <class Take>
+void each_above(const float* x, int n, float low, const Take& take) {
+  constexpr int kRun = 64;
+  int i = 0;
+  for (; i + kRun <= n; i += kRun) {
+    int any = 0;
+    for (int j = 0; j < kRun; ++j) any |= x[i + j] >= low ? 1 : 0;
+    if (any != 0)
+      for (int j = 0; j < kRun; ++j) take(i + j);
+  }
+  for (; i < n; ++i) take(i);
+}
+
 // Candidates in order (logit descending, id ascending), produced only as far as they are asked for:
 // each fill takes the ids within a further slice below the maximum and sorts those.
 class Candidates {
@@ -47,6 +62,7 @@ class Candidates {
     return index < static_cast<int>(s_.order.size());
   }
   int32_t token(int index) const { return s_.order[static_cast<size_t>(index)]; }
+  int found() const { return static_cast<int>(s_.order.size()); }
   double weight(int index) const { return s_.weight[static_cast<size_t>(index)]; }
 
  private:
@@ -57,8 +73,10 @@ class Candidates {
     const float low = slice_ + 1 < kSlices ? max_ - kDepth[slice_] * temperature_
                                            : -std::numeric_limits<float>::infinity();
     const size_t start = s_.order.size();
-    for (int i = 0; i < n_; ++i)
+    const auto take = [&](int i) {
       if (x_[i] >= low && (slice_ == 0 || x_[i] < above_)) s_.order.push_back(i);
+    };
+    each_above(x_, n_, low, take);
     std::sort(s_.order.begin() + static_cast<int64_t>(start), s_.order.end(),
               [this](int32_t a, int32_t b) { return x_[a] > x_[b] || (x_[a] == x_[b] && a < b); });
     for (size_t i = start; i < s_.order.size(); ++i)
@@ -75,6 +93,19 @@ class Candidates {
   SampleScratch& s_;
 };
 
+// A sum of weights that is off by at most doubt * value.
+struct Total {
+  double value, doubt;
+};
+
+// By the fp32 kernel. A term exp(-t) is off by t * 2^-22 (temperature, difference and product are
+// rounded, the exponential is good to 2^-23), so the sum by the mean of t, which is below 10 for
+// 2^18 tokens and below 12 for 2^21.
+Total quick_total(const KernelTable& table, const float* x, int n, float max, float temperature) {
+  constexpr double kDoubt = 0x1p-18;
+  return {table.sum_exp(x, n, max, 1.0F / temperature), kDoubt};
+}
+
 // Terms below e^-32 are left out: even of a million tokens they add less than 2^-20 by far.
 double total_weight(const float* x, int n, float max, float temperature) {
   constexpr double kNegligible = -32;
@@ -86,24 +117,27 @@ double total_weight(const float* x, int n, float max, float temperature) {
   return total;
 }
 
-// Number of candidates that top-k, top-p and min-p leave, and their weight.
-int keep(Candidates& candidates, const float* x, int n, float max, const SampleParams& p,
-         double* total) {
-  int kept = n;
-  if (p.top_k > 0 && p.top_k < n) {
-    kept = p.top_k;
-    *total = 0;
-    for (int i = 0; i < kept && candidates.has(i); ++i) *total += candidates.weight(i);
-  } else {
-    *total = total_weight(x, n, max, p.temperature);
-  }
+// Whether `total * share` can lie on either side of one of these two sums.
+bool in_doubt(const Total& total, double share, double below, double above) {
+  const double point = total.value * share, off = point * total.doubt;
+  return total.doubt != 0 && !(below + off < point && point + off < above);
+}
+
+// Number of candidates that top-k, top-p and min-p leave of those that `total` is of, which becomes
+// that of the kept. 0 when the doubt decides.
+int keep(Candidates& candidates, int n, const SampleParams& p, Total* total) {
+  int kept = p.top_k > 0 ? std::min(p.top_k, n) : n;
   if (p.top_p < 1) {
-    const double wanted = double{p.top_p} * *total;
-    double sum = 0;
+    const double wanted = double{p.top_p} * total->value;
+    double sum = 0, before = -1;
     int i = 0;
-    while (i < kept && sum < wanted && candidates.has(i)) sum += candidates.weight(i++);
+    while (i < kept && sum < wanted && candidates.has(i)) {
+      before = sum;
+      sum += candidates.weight(i++);
+    }
+    if (in_doubt(*total, double{p.top_p}, before, sum)) return 0;
     kept = std::max(i, 1);
-    *total = sum;
+    *total = {sum, 0};
   }
   if (p.min_p > 0) {
     double sum = 0;
@@ -111,9 +145,28 @@ int keep(Candidates& candidates, const float* x, int n, float max, const SampleP
     while (i < kept && candidates.has(i) && candidates.weight(i) >= double{p.min_p})
       sum += candidates.weight(i++);
     kept = std::max(i, 1);
-    *total = sum;
+    *total = {sum, 0};
   }
   return kept;
+}
+
+// The candidate that the draw falls on; -1 when the doubt of `total` decides.
+int32_t pick(Candidates& candidates, int n, const SampleParams& p, Total total, int32_t best) {
+  const int kept = keep(candidates, n, p, &total);
+  if (kept == 0) return -1;
+  const double draw = uniform_draw(p.seed, p.position, p.choice, kDrawToken);
+  const double target = draw * total.value;
+  double sum = 0, before = -1;
+  for (int i = 0; i < kept && candidates.has(i); ++i) {
+    before = i == 0 ? -1 : sum;
+    sum += candidates.weight(i);
+    if (sum > target) return in_doubt(total, draw, before, sum) ? -1 : candidates.token(i);
+  }
+  if (total.doubt != 0) return -1;
+  // Rounding left the target above the last sum: the last candidate of any weight is meant.
+  int reached = std::min(kept, candidates.found());
+  while (reached > 0 && candidates.weight(reached - 1) == 0) --reached;
+  return reached == 0 ? best : candidates.token(reached - 1);
 }
 
 }  // namespace
@@ -182,19 +235,16 @@ int32_t sample(const KernelTable& table, const float* logits, int vocab, const S
   const int best = table.argmax(x, vocab, &max);
   if (params.temperature == 0 || params.top_k == 1) return best;
   Candidates candidates(x, vocab, max, params.temperature, scratch);
-  double total = 0;
-  const int kept = keep(candidates, x, vocab, max, params, &total);
-  const double target =
-      uniform_draw(params.seed, params.position, params.choice, kDrawToken) * total;
-  double sum = 0;
-  for (int i = 0; i < kept && candidates.has(i); ++i) {
-    sum += candidates.weight(i);
-    if (sum > target) return candidates.token(i);
+  if (params.top_k > 0 && params.top_k < vocab) {
+    double total = 0;
+    for (int i = 0; i < params.top_k && candidates.has(i); ++i) total += candidates.weight(i);
+    return pick(candidates, vocab, params, {total, 0}, best);
   }
-  // Rounding left the target above the last sum: the last candidate of any weight is meant.
-  int reached = std::min(kept, static_cast<int>(scratch.order.size()));
-  while (reached > 0 && candidates.weight(reached - 1) == 0) --reached;
-  return reached == 0 ? best : candidates.token(reached - 1);
+  const Total quick = quick_total(table, x, vocab, max, params.temperature);
+  const int32_t token = pick(candidates, vocab, params, quick, best);
+  if (token >= 0) return token;
+  const Total exact = {total_weight(x, vocab, max, params.temperature), 0};
+  return pick(candidates, vocab, params, exact, best);
 }
 
 LogSoftmax log_softmax(const KernelTable& table, const float* logits, int vocab) {

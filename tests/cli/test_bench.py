@@ -112,3 +112,15 @@ def test_model_column_is_short(llm: FakeLLM, capsys: pytest.CaptureFixture[str])
 def test_parameters_count_a_tied_embedding_once() -> None:
     # vocab 10 x 2, one layer: q k v o of 2 x 2, gate up down of 2 x 2, three norms of 2
     assert parameters(tiny_spec(10)) == 20 + 4 * 4 + 3 * 4 + 3 * 2
+
+
+def test_overhead_needs_no_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--overhead", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [one["sequences"] for one in found] == [1, 8, 32]
+    assert all(0 < one["best"] <= one["median"] for one in found)
+
+
+@pytest.mark.parametrize("words", [[], ["model", "--overhead"]])
+def test_either_a_model_or_the_overhead(words: list[str]) -> None:
+    assert main(["bench", *words]) == 2

@@ -14,7 +14,8 @@ from octavo.backends.base import RuntimeConfig, StepBatch, StepResult
 from octavo.core.errors import InternalError, RequestError, ResourceError
 from octavo.engine.engine import Engine
 from octavo.engine.request import Output, Request, SamplingParams, TokenLogprobs
-from support.fakes import FakeExecutor, FakeModel, NullExecutor, fake_executor
+from octavo.evals.overhead import NullExecutor, decoding
+from support.fakes import FakeExecutor, FakeModel, fake_executor
 
 VOCAB = 7
 CONTEXT = 24
@@ -368,18 +369,6 @@ class AnyInterleaving(RuleBasedStateMachine):
 
 AnyInterleaving.TestCase.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
 TestAnyInterleaving = AnyInterleaving.TestCase
-
-
-def decoding(n_seqs: int) -> Engine:
-    """An engine in which n_seqs sequences decode, and the executor takes no time."""
-    config = RuntimeConfig(max_tokens=512, max_seqs=n_seqs, context=2048, block_size=16)
-    engine = Engine(NullExecutor(config, n_seqs * 130, (None, 512)))
-    params = SamplingParams(max_tokens=1500, ignore_eos=True)
-    for i in range(n_seqs):
-        engine.submit(Request(str(i), (1,) * 40, params))
-    for _ in range(n_seqs):
-        engine.step()
-    return engine
 
 
 def calls_per_step(engine: Engine, steps: int = 64) -> float:

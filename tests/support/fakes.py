@@ -295,50 +295,6 @@ def _result(entries: list[tuple[int, int, TokenLogprobs]]) -> StepResult:
     return result
 
 
-class NullExecutor:
-    """Does nothing, at once: what remains is the engine's own time."""
-
-    def __init__(self, config: RuntimeConfig, kv_blocks: int, windows: tuple[int | None, ...]):
-        self.config, self.kv_blocks = config, (kv_blocks,) * len(windows)
-        self.spec = tiny_spec(32, config.context)
-        self.layout = layout_of(windows, config.block_size)
-        self._result = StepResult(
-            token=np.zeros(config.max_tokens, np.int32),
-            logprob=np.zeros(config.max_tokens, np.float32),
-            top_token=np.zeros((config.max_tokens, MAX_LOGPROBS), np.int32),
-            top_logprob=np.zeros((config.max_tokens, MAX_LOGPROBS), np.float32),
-        )
-
-    def step(self, batch: StepBatch) -> StepResult:
-        rows = int(batch.row_start[batch.n_seqs])
-        self._result.n = int(np.count_nonzero(batch.want[:rows]))
-        return self._result
-
-    def cancel(self) -> None:
-        pass
-
-    def clear_cancel(self) -> None:
-        pass
-
-    def copy_blocks(self, group: int, pairs: Sequence[tuple[int, int]]) -> None:
-        pass
-
-    def read_blocks(self, group: int, blocks: Sequence[int]) -> bytes:
-        return bytes(len(blocks) * self.layout.block_bytes[group])
-
-    def write_blocks(self, group: int, blocks: Sequence[int], data: bytes) -> None:
-        pass
-
-    def reset_state(self, slot: int, prompt: Sequence[int], output: Sequence[int]) -> None:
-        pass
-
-    def receipt(self) -> Receipt:
-        return Receipt("null", "none", 0, "fp32", 0, 0, (), requantized=False)
-
-    def close(self) -> None:
-        pass
-
-
 def fake_executor(
     vocab: int = 7,
     windows: tuple[int | None, ...] = (None,),

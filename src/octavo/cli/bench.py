@@ -30,24 +30,26 @@ HEADER = ("model", "size", "params", "backend", "threads", "test", "t/s")
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", required=False)
 @click.option("-p", "prompt", type=click.IntRange(0, 1 << 20), default=512, help="Prompt tokens.")
 @click.option("-n", "count", type=click.IntRange(0, 1 << 20), default=128, help="Tokens to decode.")
 @click.option("-d", "depth", type=click.IntRange(0, 1 << 20), default=0, help="Context before.")
 @click.option("-r", "repetitions", type=click.IntRange(1, 1000), default=5, help="Repetitions.")
 @click.option("-t", "threads", type=click.IntRange(0, 1024), default=0, help="Same as --threads.")
 @click.option("--stages", is_flag=True, help="Also print where the time of each test went.")
+@click.option("--overhead", is_flag=True, help="Time the engine alone, without a model.")
 @runtime_options
 @collapsed_option
 @json_option
 def command(
-    model: str,
+    model: str | None,
     prompt: int,
     count: int,
     depth: int,
     repetitions: int,
     threads: int,
     stages: bool,
+    overhead: bool,
     as_json: bool,
 ) -> None:
     """Measure prefill and decode speed against the speed of the memory.
@@ -56,7 +58,15 @@ def command(
     tg N: N greedy single-token steps. Between the repetitions a buffer as large as what a token
     reads is read by as many threads, and bare arithmetic loops run: every speed is also printed as
     a share of the limit that binds it. A run on an unsteady machine is repeated.
+
+    With --overhead instead: what the engine itself takes per decode step, for 1, 8 and 32
+    sequences, with an executor that does nothing.
     """
+    if overhead == (model is not None):
+        raise click.UsageError("name a MODEL, or give --overhead and no model")
+    if model is None:
+        _show_overhead(as_json)
+        return
     from octavo.api import LLM
     from octavo.evals.throughput import measure, speed_tests
 
@@ -75,6 +85,21 @@ def command(
             if stages:
                 click.echo("\n" + _stage_table(result))
             click.echo("\n" + "\n".join(_lines(receipt, result, wanted, llm.executor.config)))
+
+
+def _show_overhead(as_json: bool) -> None:
+    from octavo.evals.overhead import measure_overhead
+
+    found = measure_overhead()
+    if as_json:
+        emit_json([{**dataclasses.asdict(one), "budget": one.budget} for one in found])
+        return
+    rows = [
+        (str(one.sequences), *(f"{t * 1e6:.0f}" for t in (one.best, one.median, one.budget)))
+        for one in found
+    ]
+    header = ("sequences", "best µs/step", "median", "budget")
+    click.echo(markdown_table(header, rows, ("right",) * 4))
 
 
 def _config(config: RuntimeConfig, threads: int, wanted: tuple[SpeedTest, ...]) -> RuntimeConfig:

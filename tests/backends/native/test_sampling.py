@@ -145,3 +145,23 @@ def test_draws_are_pythons(seed: int, position: int, choice: int) -> None:
     assert _native.testing.uniform_draw(seed, position, choice, 0) == uniform(
         seed, position, choice
     )
+
+
+@pytest.mark.parametrize("isa", _native.testing.isas())
+@pytest.mark.parametrize("seed", range(40))
+def test_a_cut_at_a_boundary_is_decided_in_fp64(isa: str, seed: int) -> None:
+    """top_p is the first token's probability, rounded to fp32: closer than an fp32 sum can tell."""
+    logits = np.random.default_rng(seed).standard_normal(VOCAB).astype(np.float32)
+    best = int(np.argmax(logits))
+    logits[best] += np.float32(5)
+    logits[best - 1] = logits[best] - np.float32(0.3)  # drawn often, if it is kept
+    temperature = as_fp32(0.7)
+    weights = np.exp((logits.astype(np.float64) - float(logits[best])) / temperature)
+    native = _native.testing.SampleParams()
+    native.temperature, native.top_p = temperature, as_fp32(1 / weights.sum())
+    none = np.zeros(0, np.int32)
+    drawn = set()
+    for native.position in range(200):
+        drawn.add(_native.testing.sample(isa, logits, native, none, none, False))
+    alone = native.top_p * weights.sum() <= 1
+    assert (drawn == {best}) == alone
