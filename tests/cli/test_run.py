@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -195,3 +196,32 @@ def test_a_prefix_that_is_no_text_is_refused(
         path.write_text(text)
     assert main(["run", "tiny", "Hello", "--prefix", str(path)]) == 2
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("llm")
+def test_an_answer_is_held_to_a_regex_or_a_schema(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = run_json(capsys, "Hello", "--regex", "[0-9]{3}x")
+    assert re.fullmatch("[0-9]{3}x", str(answer["text"]))
+    assert answer["finish_reason"] == "stop"
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"enum": [[1, 2], true]}', encoding="utf-8")
+    answer = run_json(capsys, "Hello", "--json-schema", str(schema), "--temperature", "1")
+    assert json.loads(str(answer["text"])) in ([1, 2], True)
+
+
+@pytest.mark.usefixtures("llm")
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["--regex", "["], "unclosed"),
+        (["--json-schema", "nowhere.json"], "nowhere.json"),
+        (["--regex", "a", "--json-schema", "x"], "exclude"),
+    ],
+)
+def test_what_an_answer_cannot_be_held_to(
+    words: list[str], what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "tiny", "Hello", *words]) == 2
+    assert what in capsys.readouterr().err

@@ -335,6 +335,9 @@ class ByteTokenizer:
     def encode(self, text: str, add_special: bool = True, parse_special: bool = False) -> list[int]:
         return ([self.bos_id] if add_special else []) + list(text.encode())
 
+    def encode_literal(self, text: str) -> list[int]:
+        return list(text.encode())
+
     def token_bytes(self, token: int) -> bytes:
         return bytes([token]) if token < 256 else b""
 

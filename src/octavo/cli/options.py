@@ -156,6 +156,29 @@ sampling_options = _stack(
 )
 
 
+grammar_options: Decorator = _stack(
+    (
+        _option(
+            "--json-schema", click.Path(path_type=Path), None,
+            "Hold the answer to the JSON schema in this file.",
+        ),
+        _option("--regex", click.STRING, None, "Hold the whole answer to a regular expression."),
+    )
+)  # fmt: skip
+
+
+def grammar() -> str:
+    """What this command line's `grammar_options` hold the answer to; "" for nothing."""
+    from octavo.engine.grammar import json_grammar, regex_grammar
+
+    schema, regex = _kept("json_schema"), _kept("regex")
+    if schema is not None and regex is not None:
+        raise UserError("--json-schema and --regex exclude each other: give one of them")
+    if schema is not None:
+        return json_grammar(read_text(schema))
+    return "" if regex is None else regex_grammar(regex)
+
+
 def runtime_config() -> RuntimeConfig:
     """The RuntimeConfig that this command line's `runtime_options` stand for."""
     from octavo.backends.base import RuntimeConfig

@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
 from octavo.cli.options import (
     collapsed_option,
+    grammar,
+    grammar_options,
     json_option,
     runtime_config,
     runtime_options,
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 @runtime_options
 @collapsed_option
 @sampling_options
+@grammar_options
 @json_option
 def command(model: str, prompt: str, prefix_file: Path | None, raw: bool, as_json: bool) -> None:
     """Answer PROMPT ("-" reads it from standard input) with MODEL.
@@ -47,7 +50,7 @@ def command(model: str, prompt: str, prefix_file: Path | None, raw: bool, as_jso
     from octavo.api import LLM
 
     config, params = runtime_config(), sampling_params()
-    text = _read(prompt)
+    text, held_to = _read(prompt), grammar()
     before_it = "" if prefix_file is None else read_prefix(prefix_file)
     store = None if prefix_file is None else store_directory()
     with LLM(model, format=config.format, config=config, prefix_store=store) as llm:
@@ -58,7 +61,7 @@ def command(model: str, prompt: str, prefix_file: Path | None, raw: bool, as_jso
             text = _join(before_it, text, raw)
             keep_prefix(llm, prefix_file, lambda question: _tokens(llm, before_it, question, raw))
         before = _roof(llm)
-        completion = _answer(llm, text, params, raw, show=not as_json)
+        completion = _answer(llm, _Question(text, params, raw, held_to), show=not as_json)
         roof = _mean(before, _roof(llm))
         if as_json:
             fields = _as_json(model, config.format, completion, receipt)
@@ -91,9 +94,16 @@ def _tokens(llm: LLM, prefix: str, question: str, raw: bool) -> Sequence[int]:
     return render_chat(llm.tokenizer, [{"role": "user", "content": text}])
 
 
-def _answer(llm: LLM, text: str, params: SamplingParams, raw: bool, show: bool) -> Completion:
+class _Question(NamedTuple):
+    text: str
+    params: SamplingParams
+    raw: bool
+    grammar: str
+
+
+def _answer(llm: LLM, question: _Question, show: bool) -> Completion:
     """The finished answer; what comes is shown at once."""
-    with _answers(llm, text, params, raw) as deltas:
+    with _answers(llm, question) as deltas:
         for delta in deltas:
             if show:
                 click.echo(delta.text, nl=False)
@@ -102,10 +112,11 @@ def _answer(llm: LLM, text: str, params: SamplingParams, raw: bool, show: bool) 
     raise UserError("the answer was cut off: the model was closed")
 
 
-def _answers(llm: LLM, text: str, params: SamplingParams, raw: bool) -> Answers:
+def _answers(llm: LLM, question: _Question) -> Answers:
+    text, params, raw, held_to = question
     if raw or llm.tokenizer.chat_template is None:
-        return llm.stream(text, params)
-    return llm.chat([{"role": "user", "content": text}], params, stream=True)
+        return llm.stream(text, params, held_to)
+    return llm.chat([{"role": "user", "content": text}], params, stream=True, grammar=held_to)
 
 
 def kernel_names(receipt: Receipt) -> list[str]:
