@@ -122,7 +122,9 @@ def command(model: str, system: str | None, prefix_file: Path | None, as_json: b
     loaded = LLM(model, format=config.format, config=config, prefix_store=store)
     with closing(cast(_Model, loaded)) as llm:
         if prefix_file is not None:
-            keep_prefix(loaded, prefix_file, lambda said: _rendered(loaded, str(system), said))
+            keep_prefix(
+                loaded, prefix_file, lambda said: _rendered(loaded, str(system), said), "chat"
+            )
         if sys.stdin.isatty() and not as_json:
             click.echo(_HELP, err=True)
         _talk(_Conversation(llm, params, system), as_json)

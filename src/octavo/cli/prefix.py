@@ -42,17 +42,18 @@ def store_directory() -> Path:
 
 
 def keep_prefix(
-    llm: LLM, path: Path, prompt_with: Callable[[str], Sequence[int]]
+    llm: LLM, path: Path, prompt_with: Callable[[str], Sequence[int]], way: str
 ) -> KeptPrefix | None:
     """Keep what all prompts share that `prompt_with` makes of a question; says what came from the
-    store. A prefix of less than a block is not kept."""
+    store. A prefix of less than a block is not kept. `way` tells apart prompts of different
+    forms around the same file."""
     from octavo.engine.reuse import common_prefix
 
     shared = common_prefix(tuple(prompt_with("a")), tuple(prompt_with("Why")))
     tokens = tuple(prompt_with("a"))[:shared]
     if len(tokens) < llm.executor.layout.block_size:
         return None
-    kept = llm.prefix(str(path.resolve()), tokens)
+    kept = llm.prefix(f"{way} {path.resolve()}", tokens)
     click.echo(
         f"prefix {path.name}: {kept.restored} of {kept.tokens} tokens read from the store,"
         f" {kept.tokens - kept.read} computed, {kept.seconds:.2f} s",

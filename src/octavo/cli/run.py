@@ -59,7 +59,10 @@ def command(model: str, prompt: str, prefix_file: Path | None, raw: bool, as_jso
             click.echo(requantized_line(use.format for use in receipt.kernels))
         if prefix_file is not None:
             text = _join(before_it, text, raw)
-            keep_prefix(llm, prefix_file, lambda question: _tokens(llm, before_it, question, raw))
+            way = "run --raw" if raw else "run"
+            keep_prefix(
+                llm, prefix_file, lambda question: _tokens(llm, before_it, question, raw), way
+            )
         before = _roof(llm)
         completion = _answer(llm, _Question(text, params, raw, held_to), show=not as_json)
         roof = _mean(before, _roof(llm))
