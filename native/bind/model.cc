@@ -182,7 +182,12 @@ void bind_weight(nb::module_& m) {
 
 void bind_descriptions(nb::module_& m) {
   nb::enum_<MlpAct>(m, "MlpAct").value("SILU", MlpAct::kSilu).value("GELU_TANH", MlpAct::kGeluTanh);
-  nb::enum_<KvFormat>(m, "KvFormat").value("BF16", KvFormat::kBf16).value("F32", KvFormat::kF32);
+  nb::enum_<KvFormat>(m, "KvFormat")
+      .value("BF16", KvFormat::kBf16)
+      .value("F32", KvFormat::kF32)
+      .value("F16", KvFormat::kF16)
+      .value("INT8", KvFormat::kInt8)
+      .value("INT4", KvFormat::kInt4);
   nb::class_<LayerDesc>(m, "LayerDesc")
       .def(nb::init<>())
       .def_rw("heads", &LayerDesc::heads)

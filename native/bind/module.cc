@@ -118,6 +118,7 @@ void bind_executor(nb::module_& m) {
           },
           "n_seqs"_a, "logits"_a.none(), "hidden"_a.none())
       .def_prop_ro("wanted", &Executor::wanted)
+      .def_prop_ro("kv_lost", &Executor::kv_lost)
       .def("cancel", [](Executor& e) { e.pool().cancel(); })
       .def("clear_cancel", [](Executor& e) { e.pool().clear_cancel(); })
       .def(

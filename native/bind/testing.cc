@@ -419,29 +419,46 @@ double sum_exp(const std::string& isa, In<float> x, float max, float inv_tempera
 
 // ---- attention ----
 
+octavo::KvFormat kv_format_of(const std::string& name) {
+  constexpr std::pair<const char*, octavo::KvFormat> kFormats[] = {
+      {"bf16", octavo::KvFormat::kBf16},
+      {"f32", octavo::KvFormat::kF32},
+      {"f16", octavo::KvFormat::kF16},
+      {"int8", octavo::KvFormat::kInt8},
+      {"int4", octavo::KvFormat::kInt4}};
+  for (const auto& [known, format] : kFormats) {
+    if (name == known) return format;
+  }
+  throw std::invalid_argument("no such KV format: " + name);
+}
+
 // Pages of one layer: `blocks` blocks, all K and V NaN until written.
 struct Pages {
   octavo::KvLayerView view;
   std::unique_ptr<Guarded<uint8_t>> data;
 
   Pages(int blocks, int block_size, int kv_heads, int head_dim, const std::string& format) {
-    view.format = format == "f32" ? octavo::KvFormat::kF32 : octavo::KvFormat::kBf16;
-    const int64_t element = format == "f32" ? 4 : 2;
+    view.format = kv_format_of(format);
     view.block_size = block_size;
     view.kv_heads = kv_heads;
     view.head_dim = head_dim;
-    view.head_stride_k = view.head_stride_v = element * block_size * head_dim;
-    view.v_offset = view.head_stride_k * kv_heads;
-    view.block_stride = 2 * view.v_offset;
+    octavo::kv_lay_out(&view);
     data = std::make_unique<Guarded<uint8_t>>(static_cast<size_t>(view.block_stride * blocks));
     std::memset(data->data(), 0xff, static_cast<size_t>(view.block_stride * blocks));
     view.base = data->data();
   }
 };
 
-void kv_write(const std::string& isa, Pages& pages, int block, int slot, In<float> k, In<float> v) {
-  table_of(isa).kv_write(pages.view, block, slot, k.data(), v.data());
+// How many values the format could not hold.
+int kv_write(const std::string& isa, Pages& pages, int block, int slot, In<float> k, In<float> v) {
+  const int lost = table_of(isa).kv_write(pages.view, block, slot, k.data(), v.data());
   static_cast<void>(pages.data->take());
+  return lost;
+}
+
+nb::bytes page_bytes(Pages& pages) {
+  const std::vector<uint8_t> all = pages.data->take();
+  return nb::bytes(reinterpret_cast<const char*>(all.data()), all.size());
 }
 
 using Split = std::tuple<Out<float>, Out<float>, Out<float>>;
@@ -452,8 +469,9 @@ Split attention(const std::string& isa, Pages& pages, In<int32_t> table, In<floa
                 float softcap) {
   const size_t n = q.shape(0), dim = q.shape(1);
   const auto [head, key0, key1, window] = head_key0_key1_window;
-  const size_t width = static_cast<size_t>((key1 - key0 + 15) / 16 * 16);
-  Guarded<float> o(n * dim), m(n), l(n), scratch(n * width);
+  const int64_t room =
+      octavo::attention_scratch(static_cast<int64_t>(n), key1 - key0, static_cast<int64_t>(dim));
+  Guarded<float> o(n * dim), m(n), l(n), scratch(static_cast<size_t>(room));
   octavo::AttentionArgs a = {};
   a.kv = pages.view;
   a.block_table = table.data();
@@ -562,7 +580,9 @@ void bind_testing(nb::module_& m) {
   m.def("act_mul", &act_mul);
   m.def("argmax", &argmax);
   m.def("sum_exp", &sum_exp);
-  nb::class_<Pages>(m, "Pages").def(nb::init<int, int, int, int, const std::string&>());
+  nb::class_<Pages>(m, "Pages")
+      .def(nb::init<int, int, int, int, const std::string&>())
+      .def("raw", &page_bytes);
   m.def("kv_write", &kv_write);
   m.def("attention", &attention);
   m.def("attention_merge", &attention_merge);

@@ -127,19 +127,56 @@ static inline int a8_group_for(int weight_group, int k_pad) {
   return (weight_group % 64 == 0 || weight_group >= k_pad) && k_pad % 64 == 0 ? 64 : 32;
 }
 
-enum class KvFormat : uint8_t { kBf16, kF32 };
+enum class KvFormat : uint8_t { kBf16, kF32, kF16, kInt8, kInt4 };
+
+constexpr int kKvGroup = 32;    // head elements that share a scale of int4
+constexpr int kMaxKvDim = 512;  // of the integer formats: their sums of products fit in int32
 
 // One layer's paged K and V. Block b of this layer lies at base + b * block_stride; head h of its K
 // at + h * head_stride_k, of its V at + v_offset + h * head_stride_v. All strides are in bytes.
-//   K of a block, per kv head: bf16 [head_dim / 2][block_size][2] (f32: [head_dim][block_size])
-//   V of a block, per kv head: [block_size][head_dim]
-// so that a register of 16 lanes holds 16 tokens of K, or 16 elements of V. block_size % 16 == 0;
-// head_dim is even.
+//   K of a block, per kv head: bf16 [head_dim / 2][block_size][2], f32 and f16 [head_dim]
+//     [block_size], int8 [head_dim / 4][block_size][4] (code + 128), int4 [head_dim / 8]
+//     [block_size][4]: low nibble of byte c = code[8i + c], high nibble = code[8i + 4 + c]
+//   V of a block, per kv head: [block_size][head_dim]; int4 [block_size][head_dim / 2]: in a group
+//     of 32, low nibble of byte i = code[i], high nibble = code[16 + i]
+// so that a register of 16 lanes holds 16 tokens of K, or 16 elements of V. The codes of K and of V
+// are each followed by bf16 scales: int8 [block_size], int4 [head_dim / 32][block_size].
+// block_size % 16 == 0; head_dim is even (int8: % 16 == 0, int4: % 32 == 0).
+//
+// int8: s = absmax / 127 rounded up to bf16, code = rint(x * (1 / s)). int4: s = x of the largest
+// absolute value (the negative one if both signs have it) / -8, rounded to bf16, over each group;
+// code = rint(x * (1 / s)) within [-8, 7], stored + 8. Largest value < 2^-100: s = 0, codes 0.
+// K of int8 and int4 and V of int4 are stored rotated by the Hadamard transform / its length, over
+// blocks of the largest power of two that divides head_dim: q . k = (H q) . (H k / n), and
+// o = H (sum p H v / n). Queries of the integer formats are H q in 16 bits: s = absmax / 32512,
+// rint(x * (32512 / absmax)); their products with K are exact in int32 per scale of K.
 struct KvLayerView {
   uint8_t* base = nullptr;
   int64_t block_stride = 0, v_offset = 0, head_stride_k = 0, head_stride_v = 0;
   int32_t block_size = 16, kv_heads = 0, head_dim = 0;
   KvFormat format = KvFormat::kBf16;
 };
+
+// Bytes of the codes, and of the scales, of one head's K (V takes as much) in one block.
+static inline int64_t kv_code_bytes(KvFormat format, int head_dim, int block_size) {
+  const int64_t n = static_cast<int64_t>(head_dim) * block_size;
+  if (format == KvFormat::kF32) return 4 * n;
+  if (format == KvFormat::kInt8) return n;
+  return format == KvFormat::kInt4 ? n / 2 : 2 * n;
+}
+static inline int64_t kv_scale_bytes(KvFormat format, int head_dim, int block_size) {
+  if (format == KvFormat::kInt8) return 2 * static_cast<int64_t>(block_size);
+  if (format != KvFormat::kInt4) return 0;
+  return 2 * static_cast<int64_t>(block_size) * (head_dim / kKvGroup);
+}
+
+// Fills strides: a head's K, scales, V and scales lie together, so that a block is one run of
+// memory for the thread that reads that head.
+static inline void kv_lay_out(KvLayerView* kv) {
+  kv->v_offset = kv_code_bytes(kv->format, kv->head_dim, kv->block_size) +
+                 kv_scale_bytes(kv->format, kv->head_dim, kv->block_size);
+  kv->head_stride_k = kv->head_stride_v = 2 * kv->v_offset;
+  kv->block_stride = kv->head_stride_k * kv->kv_heads;
+}
 
 }  // namespace octavo

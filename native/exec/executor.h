@@ -25,6 +25,7 @@ class Executor {
     return step_.run();
   }
   int wanted() const { return step_.wanted(); }
+  int64_t kv_lost() const { return step_.kv_lost(); }
 
   ThreadPool& pool() { return pool_; }
   KvCache& cache() { return cache_; }

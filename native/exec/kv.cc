@@ -7,15 +7,12 @@ namespace octavo {
 namespace {
 
 KvLayerView layout(const LayerDesc& layer, const RuntimeDesc& runtime) {
-  const int64_t element = runtime.kv_format == KvFormat::kBf16 ? 2 : 4;
   KvLayerView kv;
   kv.block_size = runtime.block_size;
   kv.kv_heads = layer.kv_heads;
   kv.head_dim = layer.head_dim;
   kv.format = runtime.kv_format;
-  kv.head_stride_k = kv.head_stride_v = element * layer.head_dim * runtime.block_size;
-  kv.v_offset = kv.head_stride_k * layer.kv_heads;
-  kv.block_stride = 2 * kv.v_offset;
+  kv_lay_out(&kv);
   return kv;
 }
 

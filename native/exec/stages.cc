@@ -263,8 +263,9 @@ void Step::write_kv(const Layer& layer, int row, int kv0, int kv1) {
   const int position = a_.position[row];
   const int32_t* blocks = table(seq_of_row_[static_cast<size_t>(row)], layer.kv_group);
   const float* from = qkv_ + row * ld_qkv_ + kv0 * layer.head_dim;
-  k_.kv_write(kv, blocks[position / kv.block_size], position % kv.block_size, from + layer.k.column,
-              from + layer.v.column);
+  const int lost = k_.kv_write(kv, blocks[position / kv.block_size], position % kv.block_size,
+                               from + layer.k.column, from + layer.v.column);
+  if (lost != 0) kv_lost_.fetch_add(lost, std::memory_order_relaxed);
 }
 
 namespace {

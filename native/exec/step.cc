@@ -97,7 +97,7 @@ void Step::allocate() {
     w.x = matrix(kFewRows, ld_x_);
     w.row = matrix(1, std::max(line(plan_.max_k_pad), ld_x_));
     w.query = matrix(kTileQueries, plan_.max_head_dim);
-    w.scores = matrix(kTileQueries, kSplitKeys);
+    w.scores = matrix(1, attention_scratch(kTileQueries, kSplitKeys, plan_.max_head_dim));
     w.merged = matrix(2, splits);
     w.act = act_rows(kBlockRows);
     w.act_down = act_rows(kBlockRows);
@@ -205,6 +205,7 @@ void Step::want_row(int s, int row) {
 }
 
 RunStatus Step::run() {
+  kv_lost_.store(0, std::memory_order_relaxed);
   const RunStatus status = pool_.run(&Step::region, this);
   if (status == RunStatus::kDone) count_tokens();
   return status;

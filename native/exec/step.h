@@ -128,6 +128,8 @@ class Step {
   RunStatus run();
 
   int wanted() const { return static_cast<int>(wanted_.size()); }
+  // Keys and values of the last step that the cache's format could not hold (table.h, kv_write).
+  int64_t kv_lost() const { return kv_lost_.load(std::memory_order_relaxed); }
   void reset_slot(int slot, const int32_t* prompt, int n_prompt, const int32_t* output,
                   int n_output);
   size_t workspace_bytes() const { return arena_.allocated(); }
@@ -246,6 +248,7 @@ class Step {
   std::vector<std::atomic<int>> next_item_;  // one counter per layer: dynamic shares of attention
   int max_splits_ = 0;                       // of this step, over all its positions
   bool share_splits_ = false;
+  std::atomic<int64_t> kv_lost_{0};
 
   // Row buffers, [max_tokens][...]
   float *x_ = nullptr, *qkv_ = nullptr, *attn_ = nullptr, *y_ = nullptr, *gate_ = nullptr,

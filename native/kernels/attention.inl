@@ -1,90 +1,124 @@
-// One split of attention for the queries of one kv head, the merge of splits, and the KV write.
+// One split of attention for the queries of one kv head, and the merge of splits.
 
-inline uint8_t* k_block(const KvLayerView& kv, int block, int head) {
-  return kv.base + block * kv.block_stride + head * kv.head_stride_k;
-}
-inline uint8_t* v_block(const KvLayerView& kv, int block, int head) {
-  return kv.base + block * kv.block_stride + kv.v_offset + head * kv.head_stride_v;
-}
+constexpr int kFetchLines = 2;  // how many lines of 16 keys memory is asked for ahead
 
-inline uint16_t bf16_of(float x) {
-  uint32_t u;
-  __builtin_memcpy(&u, &x, 4);
-  if ((u & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((u >> 16) | 0x40u);
-  return static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+constexpr bool integers(KvFormat format) {
+  return format == KvFormat::kInt8 || format == KvFormat::kInt4;
 }
-
-inline void write_k_head(const KvLayerView& kv, uint8_t* out, int slot, const float* k) {
-  if (kv.format == KvFormat::kF32) {
-    float* to = reinterpret_cast<float*>(out) + slot;
-    for (int d = 0; d < kv.head_dim; ++d) to[static_cast<int64_t>(d) * kv.block_size] = k[d];
-    return;
-  }
-  uint32_t* to = reinterpret_cast<uint32_t*>(out) + slot;
-  for (int d = 0; d < kv.head_dim; d += 2) {
-    const uint32_t pair = bf16_of(k[d]) | static_cast<uint32_t>(bf16_of(k[d + 1])) << 16;
-    to[static_cast<int64_t>(d / 2) * kv.block_size] = pair;
-  }
-}
-
-inline void write_v_head(const KvLayerView& kv, uint8_t* out, int slot, const float* v) {
-  const int64_t row = static_cast<int64_t>(slot) * kv.head_dim;
-  if (kv.format == KvFormat::kF32) {
-    __builtin_memcpy(out + 4 * row, v, 4 * static_cast<size_t>(kv.head_dim));
-    return;
-  }
-  uint16_t* to = reinterpret_cast<uint16_t*>(out) + row;
-  for (int d = 0; d < kv.head_dim; ++d) to[d] = bf16_of(v[d]);
-}
-
-inline void kv_write(const KvLayerView& kv, int block, int slot, const float* k, const float* v) {
-  for (int h = 0; h < kv.kv_heads; ++h) {
-    write_k_head(kv, k_block(kv, block, h), slot, k + static_cast<int64_t>(h) * kv.head_dim);
-    write_v_head(kv, v_block(kv, block, h), slot, v + static_cast<int64_t>(h) * kv.head_dim);
-  }
-}
-
 inline int padded_keys(const AttentionArgs& a) { return (a.key1 - a.key0 + 15) / 16 * 16; }
 inline float* scores_of(const AttentionArgs& a, int i) {
   return a.scratch + static_cast<int64_t>(i) * padded_keys(a);
 }
+inline uint8_t* query_of(const AttentionArgs& a, int i) {
+  return reinterpret_cast<uint8_t*>(scores_of(a, a.n_q)) + i * query_bytes(a.kv.head_dim);
+}
 
-// q . k for kRows queries and the 16 keys of one line; `k` points at the lane of the first key.
-template <int kRows>
-inline void dot_keys(const AttentionArgs& a, const uint8_t* k, int i, F* s) {
-  const int stride = a.kv.block_size;
+// `rows` runs of `bytes` from p on, `stride` apart, on their way into the cache.
+inline void fetch(const uint8_t* p, int rows, int64_t stride, int64_t bytes) {
+  for (int r = 0; r < rows; ++r, p += stride) {
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(p + at);
+  }
+}
+
+// K of the line at `key`, if that is still in this split.
+inline void fetch_keys(const AttentionArgs& a, int key) {
+  if (key >= a.key1) return;
+  const KvLayerView& kv = a.kv;
+  const int block = a.block_table[key / kv.block_size], slot = key % kv.block_size;
+  if (block < 0) return;
+  const uint8_t* k = k_block(kv, block, a.kv_head);
+  const int64_t codes = kv_code_bytes(kv.format, kv.head_dim, kv.block_size);
+  if (kv.block_size == 16) return fetch(k, 1, 0, kv.v_offset);
+  const int64_t stride = kv.format == KvFormat::kF16 ? 2 * kv.block_size : 4 * kv.block_size;
+  fetch(k + stride / kv.block_size * slot, static_cast<int>(codes / stride), stride, 64);
+}
+
+inline void fetch_values(const AttentionArgs& a, int key) {
+  if (key >= a.key1) return;
+  const KvLayerView& kv = a.kv;
+  const int block = a.block_table[key / kv.block_size];
+  if (block < 0) return;
+  const int64_t row = kv_code_bytes(kv.format, kv.head_dim, 1);
+  fetch(v_block(kv, block, a.kv_head) + key % kv.block_size * row, 1, 0, 16 * row);
+}
+
+// q . k for kRows queries and the 16 keys of one line from `slot` on.
+template <KvFormat kFormat, int kRows>
+OCTAVO_HOT void dot_floats(const AttentionArgs& a, const uint8_t* k, int slot, int i, F* s) {
+  const int64_t stride = a.kv.block_size;
+  const float* q = a.q + i * a.q_stride;
   for (int r = 0; r < kRows; ++r) s[r] = f_zero();
-  if (a.kv.format == KvFormat::kF32) {
-    const float* from = reinterpret_cast<const float*>(k);
-    for (int d = 0; d < a.kv.head_dim; ++d) {
-      const F key = f_load(from + static_cast<int64_t>(d) * stride);
-      for (int r = 0; r < kRows; ++r)
-        s[r] = f_fma(f_set1(a.q[(i + r) * a.q_stride + d]), key, s[r]);
+  if (kFormat == KvFormat::kBf16) {
+    const uint8_t* from = k + 4 * slot;
+    for (int d = 0; d < a.kv.head_dim; d += 2, from += 4 * stride) {
+      const I pair = i_load(from);
+      const F even = f_bf16_low(pair), odd = f_bf16_high(pair);
+      for (int r = 0; r < kRows; ++r) {
+        s[r] = f_fma(f_set1(q[r * a.q_stride + d]), even, s[r]);
+      }
+      for (int r = 0; r < kRows; ++r) {
+        s[r] = f_fma(f_set1(q[r * a.q_stride + d + 1]), odd, s[r]);
+      }
     }
     return;
   }
-  const uint32_t* from = reinterpret_cast<const uint32_t*>(k);
-  for (int d = 0; d < a.kv.head_dim; d += 2) {
-    const I pair = i_load(from + static_cast<int64_t>(d / 2) * stride);
-    const F even = f_bf16_low(pair), odd = f_bf16_high(pair);
+  for (int d = 0; d < a.kv.head_dim; ++d) {
+    const F key = kFormat == KvFormat::kF32
+                      ? f_load(reinterpret_cast<const float*>(k) + d * stride + slot)
+                      : f_load_half(reinterpret_cast<const uint16_t*>(k) + d * stride + slot);
+    for (int r = 0; r < kRows; ++r) s[r] = f_fma(f_set1(q[r * a.q_stride + d]), key, s[r]);
+  }
+}
+
+inline F scales_at(const uint8_t* scales, int slot) {
+  return f_load_bf16(reinterpret_cast<const uint16_t*>(scales) + slot);
+}
+
+template <int kRows>
+OCTAVO_HOT void dot_int8(const AttentionArgs& a, uint8_t* k, int slot, int i, F* s) {
+  const int dim = a.kv.head_dim;
+  const uint8_t* q = query_of(a, i);
+  I acc[kRows];
+  dot_codes<kRows, false>(q, query_bytes(dim), dim, k + 4 * slot, a.kv.block_size, 0, dim, acc);
+  const F scale = scales_at(scales_of(a.kv, k), slot);
+  for (int r = 0; r < kRows; ++r, q += query_bytes(dim)) {
+    int32_t sum = 0;
+    for (int g = 0; g < (dim + 31) / 32; ++g) sum += query_sums(q, dim)[g];
+    const F dot = f_of_int(i_sub(acc[r], i_set1(128 * sum)));
+    s[r] = f_mul(dot, f_mul(scale, f_set1(query_scale(q, dim))));
+  }
+}
+
+template <int kRows>
+OCTAVO_HOT void dot_int4(const AttentionArgs& a, uint8_t* k, int slot, int i, F* s) {
+  const int dim = a.kv.head_dim, size = a.kv.block_size;
+  const int64_t stride = query_bytes(dim);
+  const uint8_t* q = query_of(a, i);
+  for (int r = 0; r < kRows; ++r) s[r] = f_zero();
+  const uint8_t* scales = scales_of(a.kv, k);
+  for (int g = 0; g < dim / kKvGroup; ++g, scales += 2 * size) {
+    I acc[kRows];
+    const int d = g * kKvGroup;
+    dot_codes<kRows, true>(q, stride, dim, k + 4 * slot, size, d, d + kKvGroup, acc);
+    const F scale = scales_at(scales, slot);
     for (int r = 0; r < kRows; ++r) {
-      const float* q = a.q + (i + r) * a.q_stride + d;
-      s[r] = f_fma(f_set1(q[1]), odd, f_fma(f_set1(q[0]), even, s[r]));
+      const int32_t zeros = 8 * query_sums(q + r * stride, dim)[g];
+      s[r] = f_fma(f_of_int(i_sub(acc[r], i_set1(zeros))), scale, s[r]);
     }
   }
+  for (int r = 0; r < kRows; ++r) s[r] = f_mul(s[r], f_set1(query_scale(q + r * stride, dim)));
 }
 
 // Lanes of the 16 keys from `key` that query i may not see become -inf.
 inline F hide(const AttentionArgs& a, int i, int key, F s) {
+  static const int32_t kLaneIndex[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   const int last = smaller(a.pos[i], a.key1 - 1);
   const int first = a.window > 0 ? a.pos[i] - a.window + 1 : 0;
   if (first <= key && key + 15 <= last) return s;
-  float lanes[16];
-  f_store(lanes, s);
-  for (int j = 0; j < 16; ++j) {
-    if (key + j < first || key + j > last) lanes[j] = -__builtin_inff();
-  }
-  return f_load(lanes);
+  const I at = i_add(i_load(kLaneIndex), i_set1(key));
+  const I hidden = i_bits(f_set1(-__builtin_inff()));
+  const I late = i_gt(at, i_set1(last), hidden, i_bits(s));
+  return f_bits(i_gt(i_set1(first), at, hidden, late));
 }
 
 inline F finish_score(const AttentionArgs& a, int i, int key, F dot) {
@@ -92,72 +126,127 @@ inline F finish_score(const AttentionArgs& a, int i, int key, F dot) {
   return hide(a, i, key, a.softcap > 0.0f ? f_softcap(s, a.softcap) : s);
 }
 
-template <int kRows>
+// Scores of kRows queries, and the largest of each.
+template <KvFormat kFormat, int kRows>
 inline void score_queries(const AttentionArgs& a, int i) {
+  F peak[kRows];
+  for (int r = 0; r < kRows; ++r) peak[r] = f_set1(-__builtin_inff());
   for (int key = a.key0; key < a.key1; key += 16) {
+    if (i == 0) {
+      fetch_keys(a, key + 16 * kFetchLines);
+      if (key < a.key0 + 16 * kFetchLines) fetch_values(a, key);
+    }
     const int block = a.block_table[key / a.kv.block_size], slot = key % a.kv.block_size;
     F s[kRows];
     if (block < 0) {
       for (int r = 0; r < kRows; ++r) s[r] = f_set1(-__builtin_inff());
     } else {
-      dot_keys<kRows>(a, k_block(a.kv, block, a.kv_head) + 4 * slot, i, s);
+      uint8_t* k = k_block(a.kv, block, a.kv_head);
+      if constexpr (kFormat == KvFormat::kInt8) {
+        dot_int8<kRows>(a, k, slot, i, s);
+      } else if constexpr (kFormat == KvFormat::kInt4) {
+        dot_int4<kRows>(a, k, slot, i, s);
+      } else {
+        dot_floats<kFormat, kRows>(a, k, slot, i, s);
+      }
       for (int r = 0; r < kRows; ++r) s[r] = finish_score(a, i + r, key, s[r]);
     }
-    for (int r = 0; r < kRows; ++r) f_store(scores_of(a, i + r) + (key - a.key0), s[r]);
+    for (int r = 0; r < kRows; ++r) {
+      f_store(scores_of(a, i + r) + (key - a.key0), s[r]);
+      peak[r] = f_max(s[r], peak[r]);
+    }
   }
+  for (int r = 0; r < kRows; ++r) a.m[i + r] = f_fold_max(peak[r]);
 }
 
-// Scores become exp(s - m); m and l are written.
+// Scores become exp(s - m); l is written.
 inline void exponentials(const AttentionArgs& a, int i) {
   float* s = scores_of(a, i);
   const int n = padded_keys(a);
-  F peak = f_set1(-__builtin_inff());
-  for (int j = 0; j < n; j += 16) peak = f_max(f_load(s + j), peak);
-  const float m = f_fold_max(peak);
+  const float m = a.m[i];
   const bool visible = m > -__builtin_inff();
   F sum = f_zero();
   for (int j = 0; j < n; j += 16) {
-    const F p = visible ? f_exp(f_sub(f_load(s + j), f_set1(m))) : f_zero();
+    const F p = visible ? f_exp_down(f_sub(f_load(s + j), f_set1(m))) : f_zero();
     f_store(s + j, p);
     sum = f_add(sum, p);
   }
-  a.m[i] = m;
   a.l[i] = f_fold_add(sum);
 }
 
-inline F load_v(const KvLayerView& kv, const uint8_t* row, int d) {
-  return kv.format == KvFormat::kF32 ? f_load(reinterpret_cast<const float*>(row) + d)
-                                     : f_load_bf16(reinterpret_cast<const uint16_t*>(row) + d);
-}
-inline F load_v_n(const KvLayerView& kv, const uint8_t* row, int d, int n) {
-  if (kv.format == KvFormat::kF32) return f_load_n(reinterpret_cast<const float*>(row) + d, n);
-  uint16_t lanes[16] = {};
-  __builtin_memcpy(lanes, row + 2 * d, 2 * static_cast<size_t>(n));
-  return f_load_bf16(lanes);
+// kVecs registers of V from element d on; `tail` > 0: only so many elements of the one exist.
+template <KvFormat kFormat, int kVecs>
+OCTAVO_HOT void load_values(const uint8_t* row, int d, int tail, F* v) {
+  if constexpr (kFormat == KvFormat::kInt4) {
+    for (int c = 0; c < kVecs; c += 2) {
+      const I bytes = i_load_u8(row + d / 2 + 8 * c);
+      v[c] = nibble_low(bytes);
+      v[c + 1] = nibble_high(bytes);
+    }
+    return;
+  }
+  for (int c = 0; c < kVecs; ++c) {
+    const int at = d + 16 * c;
+    if (kFormat == KvFormat::kInt8) {
+      v[c] = f_of_int(i_load_s8(reinterpret_cast<const int8_t*>(row) + at));
+    } else if (kFormat == KvFormat::kF32) {
+      const float* from = reinterpret_cast<const float*>(row) + at;
+      v[c] = tail ? f_load_n(from, tail) : f_load(from);
+    } else {
+      uint16_t lanes[16] = {};
+      const uint16_t* from = reinterpret_cast<const uint16_t*>(row) + at;
+      if (tail) __builtin_memcpy(lanes, from, 2 * static_cast<size_t>(tail));
+      from = tail ? lanes : from;
+      v[c] = kFormat == KvFormat::kBf16 ? f_load_bf16(from) : f_load_half(from);
+    }
+  }
 }
 
-// o[d ...] of kRows queries for kVecs registers of 16 elements of V; `tail` > 0: only so many
-// elements of the one register exist. The last addition turns -0 into +0, so that keys which
-// count for nothing (p = 0) leave no trace.
-template <int kRows, int kVecs>
+// What the keys of a line count for in elements [d, d + 16 kVecs): p, or p * scale per 32 elements
+// (int8: per head). weight[r][group] points at 16 numbers; `room` holds products.
+template <KvFormat kFormat, int kRows, int kGroups>
+OCTAVO_HOT void weights_of(const AttentionArgs& a, int i, int line, int d, const uint8_t* scales,
+                           const float* (*weight)[kGroups], float (*room)[kGroups][16]) {
+  for (int r = 0; r < kRows; ++r) {
+    const float* p = scores_of(a, i + r) + (line - a.key0);
+    for (int g = 0; g < kGroups; ++g) {
+      weight[r][g] = p;
+      if (!integers(kFormat)) continue;
+      const int group = kFormat == KvFormat::kInt4 ? d / kKvGroup + g : 0;
+      const F scale = scales_at(scales, group * a.kv.block_size + line % a.kv.block_size);
+      f_store(room[r][g], f_mul(f_load(p), scale));
+      weight[r][g] = room[r][g];
+    }
+  }
+}
+
+// o[d ...] of kRows queries for kVecs registers of 16 elements of V. The last addition turns -0
+// into +0, so that keys which count for nothing (p = 0) leave no trace.
+template <KvFormat kFormat, int kRows, int kVecs>
 inline void weigh_values(const AttentionArgs& a, int i, int d, int tail) {
+  constexpr int kGroups = kFormat == KvFormat::kInt4 ? (kVecs + 1) / 2 : 1;
   F acc[kRows][kVecs];
   for (int r = 0; r < kRows; ++r) {
     for (int c = 0; c < kVecs; ++c) acc[r][c] = f_zero();
   }
-  const int64_t row_bytes = a.kv.head_dim * (a.kv.format == KvFormat::kF32 ? 4 : 2);
+  const int64_t row_bytes = kv_code_bytes(kFormat, a.kv.head_dim, 1);
   for (int start = a.key0; start < a.key1; start += 16) {
+    if (i == 0 && d == 0) fetch_values(a, start + 16 * kFetchLines);
     const int block = a.block_table[start / a.kv.block_size];
     if (block < 0) continue;
-    const uint8_t* row = v_block(a.kv, block, a.kv_head) + (start % a.kv.block_size) * row_bytes;
-    for (int key = start; key < smaller(start + 16, a.key1); ++key, row += row_bytes) {
+    uint8_t* codes = v_block(a.kv, block, a.kv_head);
+    const uint8_t* row = codes + (start % a.kv.block_size) * row_bytes;
+    const float* weight[kRows][kGroups];
+    alignas(64) float room[kRows][kGroups][16];
+    weights_of<kFormat, kRows, kGroups>(a, i, start, d, scales_of(a.kv, codes), weight, room);
+    const int keys = smaller(16, a.key1 - start);
+    for (int key = 0; key < keys; ++key, row += row_bytes) {
       F v[kVecs];
-      for (int c = 0; c < kVecs; ++c) {
-        v[c] = tail ? load_v_n(a.kv, row, d, tail) : load_v(a.kv, row, d + 16 * c);
-      }
+      load_values<kFormat, kVecs>(row, d, tail, v);
       for (int r = 0; r < kRows; ++r) {
-        const F p = f_set1(scores_of(a, i + r)[key - a.key0]);
-        for (int c = 0; c < kVecs; ++c) acc[r][c] = f_fma(p, v[c], acc[r][c]);
+        for (int c = 0; c < kVecs; ++c) {
+          acc[r][c] = f_fma(f_set1(weight[r][c * kGroups / kVecs][key]), v[c], acc[r][c]);
+        }
       }
     }
   }
@@ -169,24 +258,79 @@ inline void weigh_values(const AttentionArgs& a, int i, int d, int tail) {
   }
 }
 
-template <int kRows>
-inline void attend(const AttentionArgs& a, int i) {
-  score_queries<kRows>(a, i);
-  for (int r = 0; r < kRows; ++r) exponentials(a, i + r);
-  int d = 0;
-  for (; d + 16 * kValueVecs <= a.kv.head_dim; d += 16 * kValueVecs) {
-    weigh_values<kRows, kValueVecs>(a, i, d, 0);
+// All elements of kRows queries, in tiles of about kValueTile registers.
+template <KvFormat kFormat, int kRows>
+inline void weigh_rows(const AttentionArgs& a, int i) {
+  constexpr int kRowsAtOnce = kValueTile / 2;
+  if constexpr (kRows > kRowsAtOnce) {
+    weigh_rows<kFormat, kRowsAtOnce>(a, i);
+    weigh_rows<kFormat, kRows - kRowsAtOnce>(a, i + kRowsAtOnce);
+  } else {
+    constexpr int kWide = 4 * kRows <= kValueTile ? 4 : 2;
+    int d = 0;
+    for (; d + 16 * kWide <= a.kv.head_dim; d += 16 * kWide) {
+      weigh_values<kFormat, kRows, kWide>(a, i, d, 0);
+    }
+    if constexpr (kFormat == KvFormat::kInt4) {
+      for (; d < a.kv.head_dim; d += kKvGroup) weigh_values<kFormat, kRows, 2>(a, i, d, 0);
+    } else {
+      for (; d + 16 <= a.kv.head_dim; d += 16) weigh_values<kFormat, kRows, 1>(a, i, d, 0);
+      if (d < a.kv.head_dim) weigh_values<kFormat, kRows, 1>(a, i, d, a.kv.head_dim - d);
+    }
   }
-  for (; d + 16 <= a.kv.head_dim; d += 16) weigh_values<kRows, 1>(a, i, d, 0);
-  if (d < a.kv.head_dim) weigh_values<kRows, 1>(a, i, d, a.kv.head_dim - d);
+}
+
+inline void rotate_back(const AttentionArgs& a, int i) {
+  F v[kMaxKvDim / 16];
+  float* o = a.o + i * a.o_stride;
+  for (int c = 0; c < a.kv.head_dim / 16; ++c) v[c] = f_load(o + 16 * c);
+  hadamard(v, a.kv.head_dim);
+  for (int c = 0; c < a.kv.head_dim / 16; ++c) f_store(o + 16 * c, v[c]);
+}
+
+template <KvFormat kFormat, int kRows>
+inline void attend(const AttentionArgs& a, int i) {
+  if constexpr (integers(kFormat)) {
+    for (int r = i; r < i + kRows; ++r) {
+      prepare_query(a.q + r * a.q_stride, a.kv.head_dim, query_of(a, r));
+    }
+  }
+  score_queries<kFormat, kRows>(a, i);
+  for (int r = i; r < i + kRows; ++r) exponentials(a, r);
+  weigh_rows<kFormat, kRows>(a, i);
+  if (kFormat != KvFormat::kInt4) return;
+  for (int r = i; r < i + kRows; ++r) rotate_back(a, r);
+}
+
+// The queries from i on that are less than kRows + 1.
+template <KvFormat kFormat, int kRows>
+inline void attend_rest(const AttentionArgs& a, int i) {
+  if constexpr (kRows > 0) {
+    if (a.n_q - i == kRows) return attend<kFormat, kRows>(a, i);
+    attend_rest<kFormat, kRows - 1>(a, i);
+  }
+}
+
+template <KvFormat kFormat>
+inline void attention_in(const AttentionArgs& a) {
+  int i = 0;
+  for (; i + kQueryTile <= a.n_q; i += kQueryTile) attend<kFormat, kQueryTile>(a, i);
+  attend_rest<kFormat, kQueryTile - 1>(a, i);
 }
 
 inline void attention(const AttentionArgs& a) {
-  int i = 0;
-  for (; i + kQueryTile <= a.n_q; i += kQueryTile) attend<kQueryTile>(a, i);
-  if (kQueryTile > 3 && a.n_q - i == 3) return attend<3>(a, i);
-  for (; kQueryTile > 2 && i + 2 <= a.n_q; i += 2) attend<2>(a, i);
-  for (; i < a.n_q; ++i) attend<1>(a, i);
+  switch (a.kv.format) {
+    case KvFormat::kBf16:
+      return attention_in<KvFormat::kBf16>(a);
+    case KvFormat::kF32:
+      return attention_in<KvFormat::kF32>(a);
+    case KvFormat::kF16:
+      return attention_in<KvFormat::kF16>(a);
+    case KvFormat::kInt8:
+      return attention_in<KvFormat::kInt8>(a);
+    case KvFormat::kInt4:
+      return attention_in<KvFormat::kInt4>(a);
+  }
 }
 
 inline float exp_of(float x) {

@@ -15,6 +15,8 @@ namespace {
 #include "kernels/linear_float.inl"
 #include "kernels/linear_a8.inl"
 #include "kernels/linear_a16.inl"
+#include "kernels/kv_write.inl"
+#include "kernels/kv_dot_generic.inl"
 #include "kernels/attention.inl"
 #include "kernels/peaks.inl"
 #include "kernels/rows.inl"

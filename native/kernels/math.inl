@@ -6,6 +6,15 @@ inline F f_abs(F x) { return f_bits(i_and(i_bits(x), i_set1(0x7fffffff))); }
 // 2^n for integer n in [-126, 127].
 inline F f_pow2(I n) { return f_bits(i_shl(i_add(n, i_set1(127)), 23)); }
 
+inline F f_exp_near_zero(F r) {
+  F p = f_set1(0x1.6a1a72p-10f);
+  p = f_fma(p, r, f_set1(0x1.123fc6p-7f));
+  p = f_fma(p, r, f_set1(0x1.555916p-5f));
+  p = f_fma(p, r, f_set1(0x1.55548ap-3f));
+  p = f_fma(p, r, f_set1(0x1.fffffcp-2f));
+  return f_fma(f_mul(r, r), p, f_add(r, f_set1(1.0f)));
+}
+
 // exp(x) within 2 ulp: x = n ln 2 + r (ln 2 in two parts, Cody and Waite), exp(r) by a polynomial
 // of degree 6 (fitted for relative error 4e-9), then 2^n in two exact factors.
 // Below -87.33 (results under FLT_MIN) it is 0, from 88.73 on infinity; NaN stays NaN.
@@ -15,16 +24,22 @@ inline F f_exp(F x) {
   const F n = f_rint(f_mul(clamped, f_set1(1.44269504f)));
   F r = f_fma(n, f_set1(-0.693145751953125f), clamped);
   r = f_fma(n, f_set1(-1.42860677e-6f), r);
-  F p = f_set1(0x1.6a1a72p-10f);
-  p = f_fma(p, r, f_set1(0x1.123fc6p-7f));
-  p = f_fma(p, r, f_set1(0x1.555916p-5f));
-  p = f_fma(p, r, f_set1(0x1.55548ap-3f));
-  p = f_fma(p, r, f_set1(0x1.fffffcp-2f));
-  p = f_fma(f_mul(r, r), p, f_add(r, f_set1(1.0f)));
+  F p = f_exp_near_zero(r);
   const I k = i_of_float(n);
   const I half = i_sub(i_shr(i_add(k, i_set1(256)), 1), i_set1(128));
   p = f_mul(f_mul(p, f_pow2(half)), f_pow2(i_sub(k, half)));
   p = f_gt(x, highest, f_set1(__builtin_inff()), p);
+  return f_gt(lowest, x, f_zero(), p);
+}
+
+// The bits of f_exp for x <= 0: nothing to clamp above, and one factor 2^n will do.
+inline F f_exp_down(F x) {
+  const F lowest = f_set1(-87.33654f);
+  const F clamped = f_max(lowest, x);
+  const F n = f_rint(f_mul(clamped, f_set1(1.44269504f)));
+  F r = f_fma(n, f_set1(-0.693145751953125f), clamped);
+  r = f_fma(n, f_set1(-1.42860677e-6f), r);
+  const F p = f_mul(f_exp_near_zero(r), f_pow2(i_of_float(n)));
   return f_gt(lowest, x, f_zero(), p);
 }
 

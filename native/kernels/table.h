@@ -48,8 +48,11 @@ enum class MlpAct : uint8_t { kSilu, kGeluTanh };
 // pos[i] and sees keys j with j <= pos[i] and j > pos[i] - window (window 0: no limit).
 // For every query and split, results do not depend on n_q or on the other queries.
 //   s = scale * (q . k), dot as fma over head_dim ascending; softcap c: s = c * tanh(s / c)
-//   m = max s; p = exp(s - m); l = sum p (16 lanes by key index mod 16, folded in a fixed order);
-//   o[d] = fma(p[j], v[j][d]) over j ascending, un-normalised
+//   int8, int4 (q rotated, in 16 bits with scale sq; K with scale sk): dot = float(acc) * (sk *
+//   sq), or with groups dot = fma(float(acc), sk, dot), then dot * sq m = max s; p = exp(s - m); l
+//   = sum p (16 lanes by key index mod 16, folded in a fixed order); o[d] = fma(p[j], v[j][d]) over
+//   j ascending, un-normalised; int8, int4: p[j] * sv[j] in the place of p[j] and the code in that
+//   of v; int4: o is rotated back
 struct AttentionArgs {
   KvLayerView kv;
   const int32_t* block_table;                // of this sequence; -1 = absent (never visible)
@@ -62,7 +65,7 @@ struct AttentionArgs {
   int64_t o_stride;
   float* m;        // [n_q] maximum, -inf when the split holds no visible key
   float* l;        // [n_q] sum of exponentials
-  float* scratch;  // at least n_q * (key1 - key0 rounded up to 16) floats
+  float* scratch;  // attention_scratch(n_q, key1 - key0, head_dim) floats, 64-byte aligned
 };
 
 // Bare loops at the rate that the arithmetic units allow, and a plain read: what exec/probe.h
@@ -77,6 +80,11 @@ struct PeakLoops {
   Peak int8, bf16, f32;
   uint64_t (*read)(const uint8_t* data, size_t bytes);  // 64-byte aligned, whole KB
 };
+
+// Per query: a score for each key, and its prepared form (integer formats).
+static inline int64_t attention_scratch(int64_t n_q, int64_t keys, int64_t head_dim) {
+  return n_q * ((keys + 15) / 16 * 16 + (head_dim + 15) / 16 * 16 + 32);
+}
 
 struct KernelTable {
   const char* isa;
@@ -102,8 +110,10 @@ struct KernelTable {
   void (*add)(float* x, const float* y, int n);  // x += y
   void (*scale)(float* x, float s, int n);       // x *= s
   void (*softcap)(float* x, float cap, int n);   // x = cap * tanh(x / cap)
-  // Writes K and V of one token (all kv heads; k and v are [kv_heads][head_dim]).
-  void (*kv_write)(const KvLayerView& kv, int block, int slot, const float* k, const float* v);
+  // Writes K and V of one token (all kv heads; k and v are [kv_heads][head_dim]). How many values
+  // the format could not hold: fp16 saturates beyond 65504; int8 and int4 store a head or group
+  // with a value that isn't finite as zeros.
+  int (*kv_write)(const KvLayerView& kv, int block, int slot, const float* k, const float* v);
   void (*attention)(const AttentionArgs& args);
   // Merges splits in order: o = sum_i exp(m_i - M) o_i / sum_i exp(m_i - M) l_i. Parts are
   // o[i * part_stride ...], m[i], l[i]; out is [head_dim]. No visible key at all gives zeros.

@@ -1,7 +1,7 @@
 // Sixteen lanes in two AVX2 registers. The meaning of each function is in vec_generic.h.
 
 constexpr int kFloatPanels = 1, kFloatRows = 6;  // registers of a tile of fp32 sums
-constexpr int kQueryTile = 2, kValueVecs = 2;    // and of attention
+constexpr int kQueryTile = 4, kValueTile = 4;    // queries, and registers, of attention
 
 struct F {
   __m256 lo, hi;
@@ -63,6 +63,10 @@ inline I i_load_u16(const uint16_t* p) {
 inline I i_load_u8(const uint8_t* p) {
   const __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return {_mm256_cvtepu8_epi32(v), _mm256_cvtepu8_epi32(_mm_srli_si128(v, 8))};
+}
+inline I i_load_s8(const int8_t* p) {
+  const __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return {_mm256_cvtepi8_epi32(v), _mm256_cvtepi8_epi32(_mm_srli_si128(v, 8))};
 }
 inline void i_store(int32_t* p, I a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.lo);
@@ -135,6 +139,20 @@ inline F f_load_half(const uint16_t* p) {
   const __m256i v = load256(p);
   return {_mm256_cvtph_ps(_mm256_castsi256_si128(v)),
           _mm256_cvtph_ps(_mm256_extracti128_si256(v, 1))};
+}
+inline void f_store_half(uint16_t* p, F a) {
+  const __m128i lo = _mm256_cvtps_ph(a.lo, _MM_FROUND_TO_NEAREST_INT);
+  const __m128i hi = _mm256_cvtps_ph(a.hi, _MM_FROUND_TO_NEAREST_INT);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_set_m128i(hi, lo));
+}
+template <int kBit>
+inline F f_swap(F a) {
+  if (kBit == 8) return {a.hi, a.lo};
+  if (kBit == 4) {
+    return {_mm256_permute2f128_ps(a.lo, a.lo, 1), _mm256_permute2f128_ps(a.hi, a.hi, 1)};
+  }
+  constexpr int kOrder = kBit == 2 ? 0x4e : 0xb1;
+  return {_mm256_permute_ps(a.lo, kOrder), _mm256_permute_ps(a.hi, kOrder)};
 }
 inline __m256 lookup16_half(const float* table, __m256i index) {
   const __m256 lo = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), index);

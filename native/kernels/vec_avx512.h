@@ -1,7 +1,7 @@
 // Sixteen lanes in one AVX-512 register. The meaning of each function is in vec_generic.h.
 
 constexpr int kFloatPanels = 2, kFloatRows = 4;  // registers of a tile of fp32 sums
-constexpr int kQueryTile = 4, kValueVecs = 4;    // and of attention
+constexpr int kQueryTile = 8, kValueTile = 16;   // queries, and registers, of attention
 
 using F = __m512;
 using I = __m512i;
@@ -38,6 +38,9 @@ inline I i_load_u16(const uint16_t* p) {
 }
 inline I i_load_u8(const uint8_t* p) {
   return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+inline I i_load_s8(const int8_t* p) {
+  return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
 inline void i_store(int32_t* p, I a) { _mm512_storeu_si512(p, a); }
 inline void i_store_u16(uint16_t* p, I a) {
@@ -87,6 +90,15 @@ inline I i_bits(F a) { return _mm512_castps_si512(a); }
 
 inline F f_load_half(const uint16_t* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+inline void f_store_half(uint16_t* p, F a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+}
+template <int kBit>
+inline F f_swap(F a) {
+  if (kBit == 8) return _mm512_shuffle_f32x4(a, a, 0x4e);
+  if (kBit == 4) return _mm512_shuffle_f32x4(a, a, 0xb1);
+  return _mm512_permute_ps(a, kBit == 2 ? 0x4e : 0xb1);
 }
 inline F f_lookup16(const float* table, I index) {
   return _mm512_permutexvar_ps(index, _mm512_loadu_ps(table));

@@ -2,7 +2,7 @@
 // Included by one isa_*.cc only, inside its namespace.
 
 constexpr int kFloatPanels = 2, kFloatRows = 4;  // registers of a tile of fp32 sums
-constexpr int kQueryTile = 4, kValueVecs = 4;    // and of attention
+constexpr int kQueryTile = 4, kValueTile = 8;    // queries, and registers, of attention
 
 struct F {
   float v[16];
@@ -98,6 +98,11 @@ inline I i_load_u8(const uint8_t* p) {
   OCTAVO_LANES r.v[i] = p[i];
   return r;
 }
+inline I i_load_s8(const int8_t* p) {
+  I r;
+  OCTAVO_LANES r.v[i] = p[i];
+  return r;
+}
 inline void i_store(int32_t* p, I a) { __builtin_memcpy(p, &a, 64); }
 inline void i_store_u16(uint16_t* p, I a) { OCTAVO_LANES p[i] = static_cast<uint16_t>(a.v[i]); }
 inline void i_store_s8(int8_t* p, I a) { OCTAVO_LANES p[i] = static_cast<int8_t>(a.v[i]); }
@@ -179,12 +184,31 @@ inline float half_to_float(uint16_t h) {
   __builtin_memcpy(&r, &u, 4);
   return r;
 }
+inline uint16_t float_to_half(float x) {  // half to even; |x| < 65520
+  uint32_t u;
+  __builtin_memcpy(&u, &x, 4);
+  const uint32_t sign = (u >> 16) & 0x8000u, a = u & 0x7fffffffu;
+  if (a < 0x38800000u) {  // below 2^-14: a multiple of 2^-24
+    float magnitude;
+    __builtin_memcpy(&magnitude, &a, 4);
+    return static_cast<uint16_t>(sign |
+                                 static_cast<uint32_t>(__builtin_rintf(magnitude * 0x1p24f)));
+  }
+  return static_cast<uint16_t>(sign | ((a - 0x38000000u + 0xfffu + ((a >> 13) & 1u)) >> 13));
+}
+inline void f_store_half(uint16_t* p, F a) { OCTAVO_LANES p[i] = float_to_half(a.v[i]); }
 inline F f_load_half(const uint16_t* p) {
   F r;
   OCTAVO_LANES r.v[i] = half_to_float(p[i]);
   return r;
 }
 
+template <int kBit>  // lane i gets lane i ^ kBit: 1, 2, 4 or 8
+inline F f_swap(F a) {
+  F r;
+  OCTAVO_LANES r.v[i] = a.v[i ^ kBit];
+  return r;
+}
 inline F f_lookup16(const float* table, I index) {
   F r;
   OCTAVO_LANES r.v[i] = table[index.v[i]];

@@ -1,7 +1,7 @@
 // Sixteen lanes in four NEON registers. The meaning of each function is in vec_generic.h.
 
 constexpr int kFloatPanels = 1, kFloatRows = 4;  // registers of a tile of fp32 sums
-constexpr int kQueryTile = 2, kValueVecs = 2;    // and of attention
+constexpr int kQueryTile = 4, kValueTile = 4;    // queries, and registers, of attention
 
 struct F {
   float32x4_t a, b, c, d;
@@ -92,8 +92,14 @@ inline I i_load_u16(const uint16_t* p) {
 }
 inline I i_load_u8(const uint8_t* p) {
   const uint8x16_t v = vld1q_u8(p);
-  const uint16x8_t low = vmovl_u8(vget_low_u8(v)), high = vmovl_u8(vget_high_u8(v));
+  const uint16x8_t low = vmovl_u8(vget_low_u8(v)), high = vmovl_high_u8(v);
   return {widen_low(low), widen_high(low), widen_low(high), widen_high(high)};
+}
+inline I i_load_s8(const int8_t* p) {
+  const int8x16_t v = vld1q_s8(p);
+  const int16x8_t low = vmovl_s8(vget_low_s8(v)), high = vmovl_high_s8(v);
+  return {vmovl_s16(vget_low_s16(low)), vmovl_high_s16(low), vmovl_s16(vget_low_s16(high)),
+          vmovl_high_s16(high)};
 }
 inline void i_store(int32_t* p, I x) {
   vst1q_s32(p, x.a);
@@ -175,6 +181,23 @@ inline float32x4_t lookup_floats(uint8x16x4_t table, int32x4_t index) {
   const int32x4_t first = vmulq_n_s32(index, 0x04040404);
   const int32x4_t bytes = vaddq_s32(first, vdupq_n_s32(0x03020100));
   return vreinterpretq_f32_u8(vqtbl4q_u8(table, vreinterpretq_u8_s32(bytes)));
+}
+inline void f_store_half(uint16_t* p, F x) {
+  const float16x8_t low = vcvt_high_f16_f32(vcvt_f16_f32(x.a), x.b);
+  const float16x8_t high = vcvt_high_f16_f32(vcvt_f16_f32(x.c), x.d);
+  vst1q_u16(p, vreinterpretq_u16_f16(low));
+  vst1q_u16(p + 8, vreinterpretq_u16_f16(high));
+}
+template <int kBit>
+inline float32x4_t swap_within(float32x4_t x) {
+  return kBit == 1 ? vrev64q_f32(x) : vextq_f32(x, x, 2);
+}
+template <int kBit>
+inline F f_swap(F x) {
+  if (kBit == 8) return {x.c, x.d, x.a, x.b};
+  if (kBit == 4) return {x.b, x.a, x.d, x.c};
+  return {swap_within<kBit>(x.a), swap_within<kBit>(x.b), swap_within<kBit>(x.c),
+          swap_within<kBit>(x.d)};
 }
 inline F f_lookup16(const float* table, I index) {
   const uint8_t* p = reinterpret_cast<const uint8_t*>(table);

@@ -10,16 +10,21 @@ import numpy as np
 import pytest
 
 from octavo._native import testing
+from octavo.formats.kv import fake_quantize_kv, hadamard, kv_head_bytes, quantize_kv
 from support.packed_weights import ISAS
 
 U = 2.0**-24
 INF = float("inf")
+FLOATS = ("bf16", "f32", "f16")
+KINDS = (*FLOATS, "int8", "int4")
+Q_STEPS = 32512  # of half a query's range, in the integer formats
 
 
 @dataclass(frozen=True, slots=True)
 class Sequence:
     """Keys and values as stored (fp32 view), in shuffled pages."""
 
+    kind: str
     pages: Any
     table: np.ndarray
     k: np.ndarray  # [keys, kv_heads, head_dim]
@@ -27,8 +32,15 @@ class Sequence:
     block_size: int
 
 
-def stored(x: np.ndarray, kind: str) -> np.ndarray:
-    return x if kind == "f32" else x.astype(ml_dtypes.bfloat16).astype(np.float32)
+def stored(x: np.ndarray, kind: str, key: bool) -> np.ndarray:
+    if kind in ("int8", "int4"):
+        return fake_quantize_kv(x, kind, key, np)
+    narrow = {"bf16": ml_dtypes.bfloat16, "f16": np.float16, "f32": np.float32}[kind]
+    return x.astype(narrow).astype(np.float32)
+
+
+def fits(kind: str, dim: int) -> bool:
+    return dim % {"int8": 16, "int4": 32}.get(kind, 2) == 0
 
 
 def make_sequence(
@@ -42,7 +54,7 @@ def make_sequence(
     pages = testing.Pages(blocks + 3, block_size, heads, dim, kind)
     for j in range(keys):
         testing.kv_write(isa, pages, int(table[j // block_size]), j % block_size, k[j], v[j])
-    return Sequence(pages, table, stored(k, kind), stored(v, kind), block_size)
+    return Sequence(kind, pages, table, stored(k, kind, True), stored(v, kind, False), block_size)
 
 
 def visible(seq: Sequence, pos: int, key0: int, key1: int, window: int) -> np.ndarray:
@@ -59,18 +71,31 @@ def exact(
     """The output in float64, and a bound on the error of fp32 arithmetic in this order.
 
     A score errs by at most e = (dim + 3) u sum |q k| scale (+ 8 u cap of tanh); a weight p then by
-    (2 e + 2 |s - m| u + 8 u) relative; sums of n terms add n u.
+    (2 e + 2 |s - m| u + 8 u) relative; sums of n terms add n u. Integer formats: half a step of the
+    rotated query in every element of the rotated key more, and log2(dim) + 2 roundings for each
+    rotation of query, key or output, of sums of at most dim terms.
     """
     k, v = seq.k[keys, head].astype(np.float64), seq.v[keys, head].astype(np.float64)
     s = k @ q.astype(np.float64) * scale
     e = (q.shape[0] + 3) * U * (np.abs(k) @ np.abs(q.astype(np.float64))) * scale
+    rotations = 0.0
+    if seq.kind in ("int8", "int4"):
+        dim = q.shape[0]
+        rotations = 3 * (np.log2(dim & -dim) + 2) * U
+        turned = hadamard(q, np).astype(np.float64)
+        spread = np.abs(hadamard(seq.k[keys, head], np) / (dim & -dim))
+        step = np.abs(turned).max() / Q_STEPS
+        e = e + (step / 2 + rotations * np.abs(turned).max()) * spread.sum(-1) * scale
     if cap:
         s = cap * np.tanh(s / cap)
         e = e + 8 * U * np.abs(s)
     p = np.exp(s - s.max())
     p /= p.sum()
     slip = 2 * e.max() + 2 * (s.max() - s.min()) * U + (8 + 2 * len(keys)) * U
-    return p @ v, 2 * slip * (p @ np.abs(v)) + 1e-30
+    around = p @ np.abs(v)
+    if rotations:  # an element of o, rotated back, takes its error from all the others
+        around = np.full_like(around, around.sum())
+    return p @ v, 2 * (slip + rotations) * around + 1e-30
 
 
 def attend(
@@ -100,9 +125,11 @@ def queries(n: int, dim: int, seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("kind", ["bf16", "f32"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dim", [64, 16, 80, 96, 256, 10])
 def test_equals_softmax_in_float64(isa: str, kind: str, dim: int) -> None:
+    if not fits(kind, dim):
+        pytest.skip("no such format of this head_dim")
     seq = make_sequence(isa, 75, 2, dim, kind)
     pos = np.array([74, 74, 74, 40, 16, 15, 0], np.int32)
     q = queries(len(pos), dim)
@@ -116,8 +143,9 @@ def test_equals_softmax_in_float64(isa: str, kind: str, dim: int) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_any_split_merges_to_the_softmax(isa: str) -> None:
-    seq = make_sequence(isa, 100, 1, 32, "bf16")
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_split_merges_to_the_softmax(isa: str, kind: str) -> None:
+    seq = make_sequence(isa, 100, 1, 32, kind)
     pos = np.array([99, 50], np.int32)
     q = queries(2, 32)
     for cut in range(16, 112, 16):
@@ -128,10 +156,11 @@ def test_any_split_merges_to_the_softmax(isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("block_size", [16, 32, 64])
-def test_absent_blocks_are_never_read(isa: str, block_size: int) -> None:
+def test_absent_blocks_are_never_read(isa: str, kind: str, block_size: int) -> None:
     """Unwritten pages hold NaN: one read of them would show."""
-    seq = make_sequence(isa, 130, 1, 32, "bf16", block_size)
+    seq = make_sequence(isa, 130, 1, 32, kind, block_size)
     seq.table[0] = -1
     q, pos = queries(3, 32), np.array([129, 100, 5], np.int32)
     got = attend(isa, seq, q, pos, [(0, 130)])
@@ -157,9 +186,10 @@ def test_a_split_without_a_visible_key_says_so(isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_neither_company_nor_later_keys_change_a_bit(isa: str) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_neither_company_nor_later_keys_change_a_bit(isa: str, kind: str) -> None:
     """n_q, the order of queries, absent splits and the end of the range leave no trace."""
-    seq = make_sequence(isa, 90, 1, 64, "bf16")
+    seq = make_sequence(isa, 90, 1, 64, kind)
     pos = np.array([89, 60, 33, 31, 8, 70, 71, 72, 89], np.int32)
     q = queries(len(pos), 64)
     together = attend(isa, seq, q, pos, [(0, 64), (64, 90)])
@@ -171,14 +201,81 @@ def test_neither_company_nor_later_keys_change_a_bit(isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", [i for i in ISAS if i != "generic"])
-@pytest.mark.parametrize("kind", ["bf16", "f32"])
-def test_every_isa_gives_the_generic_bits(isa: str, kind: str) -> None:
-    seq, plain = (make_sequence(one, 75, 2, 80, kind) for one in (isa, "generic"))
-    pos = np.array([74, 3, 20, 74, 60], np.int32)
-    q = queries(len(pos), 80)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 7, 12])
+def test_every_isa_gives_the_generic_bits(isa: str, kind: str, rows: int) -> None:
+    dim = 96 if kind == "int4" else 80
+    seq, plain = (make_sequence(one, 75, 2, dim, kind) for one in (isa, "generic"))
+    assert seq.pages.raw() == plain.pages.raw()
+    pos = np.array([74, 3, 20, 74, 60, 1, 33, 74, 40, 41, 42, 0][:rows], np.int32)
+    q = queries(len(pos), dim)
     for window, cap in [(0, 0.0), (30, 20.0)]:
         a, b = (
             attend(one, s, q, pos, [(0, 32), (32, 75)], head=1, window=window, cap=cap)
             for one, s in ((isa, seq), ("generic", plain))
         )
         assert a.tobytes() == b.tobytes()
+
+
+def codes_of(
+    raw: bytes, kind: str, dim: int, key: bool, slot: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Codes [dim] and scales of one token in one block of 16 tokens with one head."""
+    half = 16 * kv_head_bytes(kind, dim)
+    page = np.frombuffer(raw, np.uint8)[0 if key else half :][:half]
+    codes, scales = np.split(page, [16 * dim // (1 if kind == "int8" else 2)])
+    found = scales.view(ml_dtypes.bfloat16).astype(np.float32).reshape(-1, 16)[:, slot]
+    if kind == "int8" and key:
+        return codes.reshape(-1, 16, 4)[:, slot].ravel() - np.uint8(128), found
+    if kind == "int8":
+        return codes.reshape(16, dim)[slot], found
+    if key:
+        packed = codes.reshape(-1, 16, 4)[:, slot]
+        pair = np.stack([packed & 15, packed >> 4], 1)
+    else:
+        packed = codes.reshape(16, -1, 16)[slot]
+        pair = np.stack([packed & 15, packed >> 4], 1)
+    return pair.ravel() - np.uint8(8), found
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("dim", [32, 64, 96, 128])
+def test_codes_and_scales_are_those_of_the_formats_module(isa: str, kind: str, dim: int) -> None:
+    """Bit for bit, for zeros, tiny, huge, lopsided and tied values too."""
+    rng = np.random.default_rng(dim)
+    rows = rng.standard_normal((10, dim)).astype(np.float32)
+    rows[0] = 0
+    rows[1] *= np.float32(1e-36)
+    rows[2] *= np.float32(1e30)
+    rows[3, 5] = 1000
+    rows[4] = np.abs(rows[4])
+    rows[5] = np.where(np.arange(dim) % 2, 1, -1)
+    pages = testing.Pages(1, 16, 1, dim, kind)
+    for slot, row in enumerate(rows):
+        assert testing.kv_write(isa, pages, 0, slot, row[None], row[None] * 3) == 0
+    for slot, row in enumerate(rows):
+        for key, x in ((True, row), (False, row * 3)):
+            codes, scales = codes_of(pages.raw(), kind, dim, key, slot)
+            want, scale = quantize_kv(x, kind, key, np)
+            assert (codes.view(np.int8) == want).all()
+            assert scales.tobytes() == scale.tobytes()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(
+    ("kind", "value", "lost"),
+    [("f16", 65519, 0), ("f16", 65520, 1), ("f16", -1e6, 1), ("f16", INF, 1), ("f16", np.nan, 1),
+     ("bf16", 1e30, 0), ("int8", 1e30, 0), ("int8", INF, 1), ("int8", np.nan, 1),
+     ("int4", -INF, 1), ("int4", np.nan, 1), ("f32", INF, 0)],
+)  # fmt: skip
+def test_values_that_a_format_cannot_hold_are_counted(
+    isa: str, kind: str, value: float, lost: int
+) -> None:
+    k = np.ones((1, 32), np.float32)
+    bad = k.copy()
+    bad[0, 7] = value
+    pages = testing.Pages(1, 16, 1, 32, kind)
+    assert testing.kv_write(isa, pages, 0, 3, k, k) == 0
+    assert testing.kv_write(isa, pages, 0, 3, bad, k) == lost
+    assert testing.kv_write(isa, pages, 0, 3, k, bad) == lost

@@ -23,7 +23,7 @@ from octavo.spec.decoder import DecoderSpec
 I32 = npt.NDArray[np.int32]
 F32 = npt.NDArray[np.float32]
 
-KvFormat = Literal["bf16", "fp32"]
+KvFormat = Literal["bf16", "fp32", "fp16", "int8", "int4"]
 ActivationFormat = Literal["auto", "a8", "a16", "a8a16", "abf16", "a32"]
 
 # What StepBatch.mask_state says of a sequence's row of `mask`.
@@ -121,6 +121,7 @@ class Receipt:
     requantized: bool  # a lossy format was asked for
     notes: tuple[str, ...] = ()
     wide_share: float = 0.0  # a8a16: share of the rows of activations that took 16 bits so far
+    kv_bytes_per_token: int = 0  # what a token adds to the cache, in all layers
 
 
 class StepBatch:
@@ -232,7 +233,8 @@ class Executor(Protocol):
     kv_blocks: tuple[int, ...]  # blocks of each group's pool
 
     def step(self, batch: StepBatch) -> StepResult:
-        """Raises StepCancelled after `cancel`."""
+        """Raises StepCancelled after `cancel`, UnsupportedError when keys or values exceed what
+        the cache's format holds."""
 
     def cancel(self) -> None:
         """End the running step soon, and every later one until `clear_cancel`. From any thread;

@@ -114,7 +114,9 @@ runtime_options = _stack(
             help="Requantize to this format, such as int4_g32. [default: the source's own]",
         ),
         keep_option,
-        _choice("--kv", ("bf16", "fp32"), "bf16", "Format of keys and values."),
+        _choice(
+            "--kv", ("bf16", "fp32", "fp16", "int8", "int4"), "bf16", "Format of keys and values."
+        ),
         _choice(
             "--activations",
             ("auto", "a8", "a16", "a8a16", "abf16", "a32"),

@@ -195,6 +195,7 @@ def _as_json(
         "isa": receipt.isa,
         "threads": receipt.threads,
         "kv": receipt.kv_format,
+        "kv_bytes_per_token": receipt.kv_bytes_per_token,
         "format": number_format,
         "formats": sorted({use.format for use in receipt.kernels}),
         "requantized": receipt.requantized,

@@ -15,7 +15,7 @@ from octavo.backends.base import KvFormat
 from octavo.backends.reference.attention import attend
 from octavo.backends.reference.decoder import ReferenceDecoder
 from octavo.backends.reference.options import ReferenceOptions
-from octavo.backends.reference.rounding import round_bf16
+from octavo.backends.reference.rounding import round_kv
 from octavo.backends.reference.weights import Formats, Weights, load_weights, wanted_format
 from octavo.core.errors import FormatError, NumericsError, UnsupportedError, UserError
 from octavo.formats.number_format import NumberFormat
@@ -190,8 +190,7 @@ class WindowsKv:
 
     def attend(self, layer: int, spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         del layer
-        if self._format == "bf16":
-            k, v = round_bf16(k), round_bf16(v)
+        k, v = round_kv(k, v, self._format)
         n = q.shape[0] // self._texts
         at = torch.arange(n, device=q.device)
         texts = [torch.chunk(x, self._texts) for x in (q, k, v)]

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from octavo.backends.base import RuntimeConfig
+from octavo.backends.base import KvFormat, RuntimeConfig
 from octavo.backends.native.backend import NativeBackend, load, resolve_isa
 from octavo.backends.native.memory import Budget, choose_context, kv_bytes_per_token, kv_layout
 from octavo.core.errors import (
@@ -156,6 +156,19 @@ def test_a_cache_that_memory_can_not_hold_is_refused_without_a_context_too() -> 
 def test_words_that_nobody_knows_are_refused_with_those_that_are(name: str, value: str) -> None:
     with pytest.raises(UnsupportedError, match=rf"{name} '{value}' is none of .*, "):
         load_native(SPEC, replace(CONFIG, **{name: value}))
+
+
+def test_int4_keys_need_whole_groups() -> None:
+    with pytest.raises(UnsupportedError, match=r"head_dim that 32 divides; use int8"):
+        load_native(SPEC, replace(CONFIG, kv_format="int4"))
+
+
+@pytest.mark.parametrize(("kv_format", "per_head"), [("bf16", 32), ("fp32", 64), ("int8", 18)])
+def test_the_receipt_has_the_bytes_that_a_token_adds(kv_format: KvFormat, per_head: int) -> None:
+    executor = load_native(SPEC, replace(CONFIG, kv_format=kv_format))
+    heads = sum(2 * layer.attention.kv_heads for layer in SPEC.layers)
+    assert executor.receipt().kv_bytes_per_token == per_head * heads
+    assert executor.layout.layout_id.endswith(f".{kv_format}")
 
 
 def test_a_load_that_fails_leaves_no_thread_behind(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -20,14 +21,17 @@ from octavo.backends.base import (
     WANT_NORMED,
     WANT_TARGET,
     WANT_TOKEN,
+    KvFormat,
     RuntimeConfig,
     StepBatch,
     StepCancelled,
 )
+from octavo.backends.native.backend import load
 from octavo.backends.native.executor import NativeExecutor
 from octavo.core.errors import InternalError, UnsupportedError
 from octavo.spec.decoder import DecoderSpec, Role
 from support.native_models import (
+    BlocksTensor,
     Chunk,
     RandomSource,
     gemma_like,
@@ -41,6 +45,7 @@ from support.native_models import (
 
 SPECS = {"llama": llama_like(), "gemma": gemma_like()}
 CONFIG = RuntimeConfig(max_tokens=64, max_seqs=8, context=320, kv_tokens=2560, threads=2)
+KV_FORMATS = get_args(KvFormat)
 # type of the file's matrices, format asked for, activations
 FORMATS = (
     ("F32", "source", "auto"),
@@ -68,16 +73,39 @@ def isas() -> list[str]:
     return list(testing.isas())
 
 
+def wide_llama() -> DecoderSpec:
+    """int4 keys and values need a head_dim that 32 divides."""
+    spec = llama_like()
+    attention = replace(spec.layers[0].attention, head_dim=32)
+    return replace(spec, layers=tuple(replace(b, attention=attention) for b in spec.layers))
+
+
+KV_SPECS = {"llama": wide_llama(), "gemma": gemma_like()}
+
+
+class LoudSource(RandomSource):
+    """Values that fp16 can't hold."""
+
+    def tensor(self, role: Role) -> BlocksTensor:
+        tensor = super().tensor(role)
+        if role.part != "v":
+            return tensor
+        loud = tensor.data.view(np.float32) * np.float32(1e6)
+        return BlocksTensor(tensor.type, loud.view(np.uint8), tensor.shape)
+
+
 def tokens_of(spec: DecoderSpec, length: int, seed: int = 1) -> list[int]:
     return [int(t) for t in np.random.default_rng(seed).integers(0, spec.vocab, length)]
 
 
-def reference_logits(spec: DecoderSpec, tokens: list[int], dtype: str = "fp32") -> np.ndarray:
+def reference_logits(
+    spec: DecoderSpec, tokens: list[int], dtype: str = "fp32", kv_format: KvFormat = "fp32"
+) -> np.ndarray:
     pytest.importorskip("torch")
     from octavo.backends.reference.decoder import ReferenceDecoder
     from octavo.backends.reference.options import ReferenceOptions
 
-    options = ReferenceOptions(dtype=dtype, context=CONFIG.context)  # type: ignore[arg-type]
+    options = ReferenceOptions(dtype=dtype, context=CONFIG.context, kv_format=kv_format)  # type: ignore[arg-type]
     return ReferenceDecoder.load(RandomSource(spec), spec, options).logits(tokens)
 
 
@@ -118,12 +146,14 @@ def test_batch_chunks_and_threads_leave_no_trace(
         assert 0.05 < two.receipt().wide_share < 0.95
 
 
+@pytest.mark.parametrize("kv_format", KV_FORMATS)
 @pytest.mark.parametrize("name", SPECS)
-def test_long_contexts_merge_their_splits_alike(name: str) -> None:
+def test_long_contexts_merge_their_splits_alike(name: str, kv_format: KvFormat) -> None:
     # 300 keys make two splits of 256: decode shares them between threads, prefill does not.
-    spec, tokens = SPECS[name], tokens_of(SPECS[name], 300)
-    whole = text_logits(load_native(spec, replace(CONFIG, threads=1)), tokens, 64)
-    executor = load_native(spec, CONFIG)
+    spec, tokens = KV_SPECS[name], tokens_of(KV_SPECS[name], 300)
+    config = replace(CONFIG, kv_format=kv_format)
+    whole = text_logits(load_native(spec, replace(config, threads=1)), tokens, 64)
+    executor = load_native(spec, config)
     text_logits(executor, tokens[:290], 64)
     batch = new_batch(executor)
     for at in range(290, 300):
@@ -161,6 +191,46 @@ def test_threads_that_take_rows_through_layers_leave_no_trace(
     np.testing.assert_array_equal(together, np.concatenate(alone))
 
 
+@pytest.mark.parametrize("isa", isas())
+@pytest.mark.parametrize("kv_format", KV_FORMATS)
+@pytest.mark.parametrize("name", SPECS)
+def test_no_kv_format_leaves_a_trace_of_chunks_or_company(
+    name: str, kv_format: KvFormat, isa: str
+) -> None:
+    spec = KV_SPECS[name]
+    config = replace(CONFIG, kv_format=kv_format, isa=isa)
+    texts = [tokens_of(spec, n, seed=n) for n in (37, 18)]
+    one, two = load_native(spec, replace(config, threads=1)), load_native(spec, config)
+    alone = [text_logits(one, text, 64, block=20 * i) for i, text in enumerate(texts)]
+    for chunk in (1, 5):
+        np.testing.assert_array_equal(text_logits(two, texts[0], chunk), alone[0])
+    together = step_logits(
+        two, new_batch(two), [Chunk(text, 0, 20 * i) for i, text in enumerate(texts)]
+    )
+    np.testing.assert_array_equal(together, np.concatenate(alone))
+
+
+@pytest.mark.parametrize("kv_format", ["fp16", "int8", "int4"])
+@pytest.mark.parametrize("name", SPECS)
+def test_a_kv_format_rounds_as_the_reference_does(name: str, kv_format: KvFormat) -> None:
+    """Both run all else in fp32. What stays between them: a code on the edge of two, rounded apart,
+    moves a key by a step; with few such the distance is far below that of the format from fp32."""
+    spec, tokens = KV_SPECS[name], tokens_of(KV_SPECS[name], 40)
+    want = reference_logits(spec, tokens, kv_format=kv_format)
+    plain = reference_logits(spec, tokens)
+    config = replace(CONFIG, kv_format=kv_format, activations="a32")
+    ours = text_logits(load_native(spec, config), tokens, 13)
+    cost = np.square(want - plain).mean()
+    assert np.square(ours - want).mean() < cost / 10
+
+
+def test_values_beyond_fp16_end_the_step_with_advice() -> None:
+    spec, tokens = SPECS["llama"], tokens_of(SPECS["llama"], 20)
+    executor = load(spec, LoudSource(spec), replace(CONFIG, kv_format="fp16"))
+    with pytest.raises(UnsupportedError, match=r"exceed 65504.*use the KV format bf16"):
+        text_logits(executor, tokens, 64)
+
+
 def test_blocks_of_the_cache_may_lie_anywhere() -> None:
     spec, tokens = SPECS["gemma"], tokens_of(SPECS["gemma"], 50)
     executor = load_native(spec, CONFIG)
@@ -187,9 +257,10 @@ def test_a_window_layer_needs_only_its_window() -> None:
     np.testing.assert_array_equal(batch.logits[0], want[59])
 
 
-def test_copied_blocks_serve_as_the_originals() -> None:
-    spec, tokens = SPECS["llama"], tokens_of(SPECS["llama"], 33)
-    executor = load_native(spec, CONFIG)
+@pytest.mark.parametrize("kv_format", KV_FORMATS)
+def test_copied_blocks_serve_as_the_originals(kv_format: KvFormat) -> None:
+    spec, tokens = KV_SPECS["llama"], tokens_of(KV_SPECS["llama"], 33)
+    executor = load_native(spec, replace(CONFIG, kv_format=kv_format))
     want = text_logits(executor, tokens, 64)
     executor.copy_blocks(0, [(0, 40), (1, 41), (2, 42)])
     got = step_logits(executor, new_batch(executor), [Chunk(tokens[32:], 32, 40)])

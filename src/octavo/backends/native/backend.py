@@ -17,12 +17,14 @@ from octavo.backends.native.packing import pack_all
 from octavo.backends.native.recipe import ACTIVATIONS, Storage, pack_plan, storage
 from octavo.core.errors import ConfigError, ResourceError, UnsupportedError
 from octavo.core.hardware import Machine, probe
+from octavo.formats.kv import KV_GROUP
 from octavo.formats.number_format import NumberFormat
 from octavo.io.weights import WeightSource
 from octavo.spec.decoder import DecoderSpec, LayerSpec, MoeMlp, Role
 from octavo.spec.graph import role_shape, roles
 
 _MAX_GROUP_HEADS = 64  # native/exec/plan.h
+_MAX_KV_DIM = 512  # native/core/types.h
 _RANGES = (
     ("threads", 0, 256), ("max_tokens", 1, 1 << 16), ("max_seqs", 1, 1 << 12),
     ("context", 0, 1 << 24), ("kv_tokens", 0, 1 << 30),
@@ -36,7 +38,7 @@ class NativeBackend:
     name = "native"
 
     def supports(self, spec: DecoderSpec, config: RuntimeConfig) -> Support:
-        reasons = (*_spec_reasons(spec), *_config_reasons(config))
+        reasons = (*_spec_reasons(spec), *_config_reasons(config), *_kv_reasons(spec, config))
         return Support(not reasons, reasons)
 
 
@@ -158,6 +160,14 @@ def _layer_reasons(layer: LayerSpec) -> Iterator[str]:
         yield f"head_dim {attention.head_dim} is not a multiple of 16"
     if attention.heads // attention.kv_heads > _MAX_GROUP_HEADS:
         yield f"more than {_MAX_GROUP_HEADS} query heads share a key/value head"
+
+
+def _kv_reasons(spec: DecoderSpec, config: RuntimeConfig) -> Iterator[str]:
+    dims = {layer.attention.head_dim for layer in spec.layers}
+    if config.kv_format == "int4" and any(dim % KV_GROUP for dim in dims):
+        yield f"kv_format int4 needs a head_dim that {KV_GROUP} divides; use int8"
+    if config.kv_format in ("int8", "int4") and max(dims) > _MAX_KV_DIM:
+        yield f"kv_format {config.kv_format} takes a head_dim up to {_MAX_KV_DIM}; use bf16"
 
 
 def _config_reasons(config: RuntimeConfig) -> Iterator[str]:

@@ -16,7 +16,13 @@ from octavo.spec.rope import cos_sin
 
 Packed = Mapping[Role, tuple[_native.Weight, _native.Act]]
 _ACTIVATION = {"silu": _native.MlpAct.SILU, "gelu_tanh": _native.MlpAct.GELU_TANH}
-_KV_FORMAT = {"bf16": _native.KvFormat.BF16, "fp32": _native.KvFormat.F32}
+_KV_FORMAT = {
+    "bf16": _native.KvFormat.BF16,
+    "fp32": _native.KvFormat.F32,
+    "fp16": _native.KvFormat.F16,
+    "int8": _native.KvFormat.INT8,
+    "int4": _native.KvFormat.INT4,
+}
 
 
 def describe_model(

@@ -18,7 +18,7 @@ from octavo.backends.base import (
     StepResult,
 )
 from octavo.backends.native.receipt import with_shares
-from octavo.core.errors import InternalError
+from octavo.core.errors import InternalError, UnsupportedError
 from octavo.spec.decoder import DecoderSpec
 
 _DONE, _CANCELLED, _FORKED = 0, 1, 2
@@ -64,7 +64,8 @@ class NativeExecutor:
         self._bound: StepBatch | None = None
 
     def step(self, batch: StepBatch) -> StepResult:
-        """Raises StepCancelled, or InternalError when the batch is invalid (then nothing ran)."""
+        """Raises StepCancelled, InternalError when the batch is invalid (then nothing ran), and
+        UnsupportedError when keys or values of its rows exceed what the cache's format holds."""
         native = self._open()
         try:
             if batch is not self._bound:
@@ -72,6 +73,8 @@ class NativeExecutor:
             status = native.step(batch.n_seqs, batch.logits, batch.hidden)
         except ValueError as error:
             raise InternalError(f"invalid batch: {error}") from error
+        if native.kv_lost:
+            raise UnsupportedError(_lost(native.kv_lost, self.config.kv_format))
         if status == _CANCELLED:
             raise StepCancelled("the step was cancelled before it finished")
         if status == _FORKED:
@@ -151,3 +154,8 @@ class NativeExecutor:
             raise InternalError("the batch's block table has the wrong shape")
         native.bind(batch, self._results)
         self._bound = batch
+
+
+def _lost(count: int, kv_format: str) -> str:
+    why = "exceed 65504, the largest of fp16" if kv_format == "fp16" else "are not finite"
+    return f"{count} keys or values of this step {why}: use the KV format bf16"

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from octavo.backends.base import KvGroup, KvLayout, RuntimeConfig
 from octavo.core.errors import ResourceError, UnsupportedError
+from octavo.formats.kv import kv_head_bytes
 from octavo.spec.decoder import DecoderSpec
 from octavo.spec.graph import kv_groups
 
 DEFAULT_CONTEXT = 8192  # of a model that could take more, when none is asked for: rope tables cost
-LAYOUT_ID = "octavo.kv.1"
+LAYOUT_ID = "octavo.kv.2"
 _SPARE = 64 << 20  # code, buffers of a step, Python
 _MIN_CONTEXT = 256
 
@@ -26,10 +27,11 @@ class Budget:
 def kv_layout(spec: DecoderSpec, config: RuntimeConfig) -> KvLayout:
     """Groups of the spec in native's block order (native/core/types.h)."""
     groups = tuple(KvGroup(g.layers, g.kv_heads, g.head_dim, g.window) for g in kv_groups(spec))
-    element = 2 if config.kv_format == "bf16" else 4
     block_bytes = tuple(
-        2 * element * len(g.layers) * g.kv_heads * g.head_dim * config.block_size for g in groups
-    )
+        2 * len(g.layers) * g.kv_heads * kv_head_bytes(config.kv_format, g.head_dim)
+        * config.block_size
+        for g in groups
+    )  # fmt: skip
     layout_id = f"{LAYOUT_ID}.{config.kv_format}"
     return KvLayout(groups, config.block_size, config.kv_format, layout_id, block_bytes)
 

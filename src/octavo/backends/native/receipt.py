@@ -8,6 +8,7 @@ from math import prod
 
 from octavo import _native
 from octavo.backends.base import KernelUse, Receipt, RuntimeConfig
+from octavo.backends.native.memory import kv_bytes_per_token, kv_layout
 from octavo.backends.native.recipe import Storage, is_requantized
 from octavo.core.errors import UnsupportedError
 from octavo.spec.decoder import DecoderSpec, Role
@@ -48,6 +49,7 @@ def build(
         kernels=_uses(spec, items, lines),
         requantized=is_requantized(list(items.values())),
         notes=notes,
+        kv_bytes_per_token=kv_bytes_per_token(kv_layout(spec, config)),
     )
 
 

@@ -31,6 +31,7 @@ from octavo.backends.reference.options import ReferenceOptions
 from octavo.backends.reference.results import check_greedy, fill
 from octavo.backends.reference.weights import Formats, load_weights
 from octavo.core.errors import UnsupportedError
+from octavo.formats.kv import kv_head_bytes
 from octavo.io.weights import WeightSource
 from octavo.spec.decoder import DecoderSpec, Role
 from octavo.spec.graph import kv_groups, linear_roles, roles
@@ -121,6 +122,7 @@ class ReferenceExecutor:
             kernels=kernels,
             requantized=self.config.format != "source",
             notes=(_NOTE,),
+            kv_bytes_per_token=sum(self.layout.block_bytes) // self.layout.block_size,
         )
 
     def close(self) -> None:
@@ -196,14 +198,17 @@ def resolve(spec: DecoderSpec, config: RuntimeConfig) -> RuntimeConfig:
 def kv_layout(spec: DecoderSpec, config: RuntimeConfig) -> KvLayout:
     """Groups of the spec, in blocks of the config's size and format."""
     groups = tuple(KvGroup(g.layers, g.kv_heads, g.head_dim, g.window) for g in kv_groups(spec))
-    element = 2 if config.kv_format == "bf16" else 4
     return KvLayout(
         groups=groups,
         block_size=config.block_size,
         format=config.kv_format,
         layout_id=f"reference.{config.kv_format}",
         block_bytes=tuple(
-            2 * len(g.layers) * config.block_size * g.kv_heads * g.head_dim * element
+            2
+            * len(g.layers)
+            * config.block_size
+            * g.kv_heads
+            * kv_head_bytes(config.kv_format, g.head_dim)
             for g in groups
         ),
     )

@@ -11,7 +11,7 @@ import torch
 
 from octavo.backends.base import KvFormat, KvLayout, StepBatch
 from octavo.backends.reference.attention import attend
-from octavo.backends.reference.rounding import round_bf16
+from octavo.backends.reference.rounding import round_kv
 from octavo.core.errors import InternalError
 from octavo.spec.decoder import AttentionSpec
 
@@ -43,8 +43,7 @@ class DenseKv:
     def attend(
         self, layer: int, spec: AttentionSpec, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
     ) -> torch.Tensor:
-        if self._format == "bf16":
-            k, v = round_bf16(k), round_bf16(v)
+        k, v = round_kv(k, v, self._format)
         before = self._kv[layer]
         if before is not None:
             k, v = torch.cat([before[0], k]), torch.cat([before[1], v])
@@ -64,7 +63,7 @@ class PagedKv:
     ) -> None:
         self._layout = layout
         self._batch: StepBatch
-        stored = torch.bfloat16 if layout.format == "bf16" else dtype
+        stored = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(layout.format, dtype)
         self._group_of: dict[int, int] = {}
         self._kv: dict[int, torch.Tensor] = {}
         for index, group in enumerate(layout.groups):
@@ -116,6 +115,7 @@ class PagedKv:
         self, layer: int, blocks: torch.Tensor, at: torch.Tensor, k: torch.Tensor, v: torch.Tensor
     ) -> None:
         size, kv = self._layout.block_size, self._kv[layer]
+        k, v = round_kv(k, v, self._layout.format)
         kv[:, blocks[at // size], at % size] = torch.stack([k, v]).to(kv.dtype)
 
     def _read(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import torch
 
+from octavo.backends.base import KvFormat
 from octavo.backends.reference.options import ActivationRule
+from octavo.core.errors import UnsupportedError
 from octavo.formats.activations import (
     fake_quantize_a8,
     fake_quantize_a8a16,
     fake_quantize_a16,
 )
+from octavo.formats.kv import fake_quantize_kv
 
 
 def straight_through(x: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
@@ -37,3 +40,30 @@ def round_activations(x: torch.Tensor, rule: ActivationRule) -> torch.Tensor:
 
 def round_bf16(x: torch.Tensor) -> torch.Tensor:
     return straight_through(x, x.detach().to(torch.bfloat16).to(x.dtype))
+
+
+def round_kv(
+    k: torch.Tensor, v: torch.Tensor, format: KvFormat
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values [..., head_dim] as a cache of `format` gives them back; fp32 keeps them.
+
+    The integer formats are rounded in fp32 as the native cache does, to the same codes and scales.
+    Raises UnsupportedError for values beyond fp16's range.
+    """
+    if format == "fp32":
+        return k, v
+    if format == "bf16":
+        return round_bf16(k), round_bf16(v)
+    return _round_kv(k, format, True), _round_kv(v, format, False)
+
+
+def _round_kv(x: torch.Tensor, format: KvFormat, key: bool) -> torch.Tensor:
+    plain = x.detach()
+    if format == "fp16":
+        if bool((plain.abs() >= 65520).any()):
+            raise UnsupportedError(
+                "keys or values exceed 65504, the largest of fp16: use the KV format bf16"
+            )
+        return straight_through(x, plain.to(torch.float16).to(x.dtype))
+    rounded = fake_quantize_kv(plain.float(), format, key, torch)
+    return straight_through(x, rounded.to(x.dtype))
