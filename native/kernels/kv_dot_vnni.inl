@@ -1,12 +1,18 @@
 // kv_dot_generic.inl by vpdpbusd: codes are unsigned, the two bytes of a query signed.
 
+inline I four_bytes(const int8_t* p) {
+  int32_t word;
+  __builtin_memcpy(&word, p, 4);
+  return _mm512_set1_epi32(word);
+}
+
 template <int kRows>
 OCTAVO_HOT void add_word(const uint8_t* q, int64_t q_stride, int dim, int d, I codes, I* high,
                          I* low) {
   for (int r = 0; r < kRows; ++r) {
     const int8_t* bytes = reinterpret_cast<const int8_t*>(q + r * q_stride + 2 * dim + d);
-    high[r] = _mm512_dpbusd_epi32(high[r], codes, broadcast4(bytes));
-    low[r] = _mm512_dpbusd_epi32(low[r], codes, broadcast4(bytes + dim));
+    high[r] = _mm512_dpbusd_epi32(high[r], codes, four_bytes(bytes));
+    low[r] = _mm512_dpbusd_epi32(low[r], codes, four_bytes(bytes + dim));
   }
 }
 
