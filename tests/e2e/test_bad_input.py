@@ -215,7 +215,7 @@ DIRECTORIES: dict[str, tuple[Damage, str]] = {
     "rope": (config(rope_scaling={"rope_type": "x"}), "rope_scaling.rope_type is 'x', expected"),
     "more layers": (config(num_hidden_layers=3), "no tensor 'model.layers.2"),
     "other width": (config(hidden_size=32), "Check that config and weights belong together"),
-    "packed": (config(quantization_config={"quant_method": "gptq"}), "'gptq'.*original"),
+    "packed": (config(quantization_config={"quant_method": "gptq"}), "GPTQ.*original"),
     "no weights": (file("model.safetensors", None), "no model.safetensors"),
     "no tokenizer": (file("tokenizer.json", None), "tokenizer.json is missing.*transformers"),
     "tokenizer cut": (file("tokenizer.json", b"{"), "tokenizer.json is damaged.*again"),

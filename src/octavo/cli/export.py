@@ -7,6 +7,9 @@ from typing import Literal, cast
 
 import click
 
+from octavo.cli.options import json_option
+from octavo.cli.output import emit_json
+
 
 @click.command()
 @click.argument("model")
@@ -19,7 +22,8 @@ import click
     "--dtype", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True,
     help="Of what is stored as floats; fp32 keeps every value.",
 )  # fmt: skip
-def command(model: str, out: Path, target: str, dtype: str) -> None:
+@json_option
+def command(model: str, out: Path, target: str, dtype: str, as_json: bool) -> None:
     """Write MODEL as OUT for another engine.
 
     compressed-tensors keeps the codes of the layers (vLLM, transformers); hf dequantizes all of it.
@@ -30,4 +34,7 @@ def command(model: str, out: Path, target: str, dtype: str) -> None:
 
     write = export_hf if target == "hf" else export_compressed_tensors
     write(resolve_model(model), out, cast(Literal["fp32", "bf16", "fp16"], dtype))
-    click.echo(f"{out}: {target}")
+    if as_json:
+        emit_json({"out": str(out), "to": target, "dtype": dtype})
+    else:
+        click.echo(f"{out}: {target}")

@@ -75,7 +75,7 @@ def fake_quantize_activations(
     """float32 [..., in] as the kernel of a weight in this format sees it (docs/numerics.md).
 
     a8 takes the scale from the largest magnitude, so nothing is clipped. Raises UnsupportedError
-    when a8 is asked of weights that aren't integers.
+    when a8 is asked of weights that no integer product takes.
     """
     return round_activations(x, activation_rule(weight, x.shape[-1], activations))
 
