@@ -3,13 +3,11 @@
     python benchmarks/serving.py smollm2-135m --format int4_g32 --threads 2 \\
         --llama-server PROGRAM --llama-model FILE.gguf --rounds 5
     python benchmarks/serving.py smollm2-135m --format int4_g32 --threads 2 --only single
-    python benchmarks/serving.py smollm2-135m --only overhead
 
 load      a closed loop of 16 streams, 64 chats of about 128 tokens in and 128 out, on each server
           in turn, the same prompts for all, new ones each round. The client runs on one processor,
           and shares it with the servers.
 single    one stream over HTTP against the same decode in a process, alternating.
-overhead  Python per decode step with an executor that does nothing.
 
 Ratios are of medians over the rounds; every sample is in the JSON.
 """
@@ -18,10 +16,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -33,13 +29,11 @@ from server_process import Running, llama_server, octavo_server
 from octavo.api import LLM
 from octavo.backends.base import RuntimeConfig
 from octavo.cli.output import emit_json
-from octavo.engine.engine import Engine
-from octavo.engine.request import Request, SamplingParams
+from octavo.engine.request import SamplingParams
 from octavo.serve.load import Load, Sample, ServerUnderLoad, Workload, report
 
 _TIMEOUT = 600.0
 _TOKENS = 128
-_OVERHEAD_SIZES = (1, 8, 16, 32)
 
 
 def main() -> None:
@@ -49,8 +43,6 @@ def main() -> None:
         found["load"] = load(arguments)
     if arguments.only in (None, "single"):
         found["single"] = single(arguments)
-    if arguments.only in (None, "overhead"):
-        found["overhead"] = overhead()
     if arguments.json:
         emit_json(found)
     else:
@@ -70,7 +62,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=64)
     parser.add_argument("--concurrency", type=int, default=16)
     parser.add_argument("--client-cpu", type=int, default=max(os.sched_getaffinity(0)))
-    parser.add_argument("--only", choices=("load", "single", "overhead"))
+    parser.add_argument("--only", choices=("load", "single"))
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
 
@@ -193,35 +185,6 @@ def _decode(llm: LLM, prompt: str) -> float:
     return (arrivals[-1] - arrivals[0]) / (_TOKENS - 1)
 
 
-def overhead() -> dict[str, Any]:
-    """Microseconds of Python a decode step, the best of many windows, by sequences."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-    from support.fakes import NullExecutor
-
-    best = {}
-    for size in _OVERHEAD_SIZES:
-        config = RuntimeConfig(max_tokens=512, max_seqs=size, context=2048, block_size=16)
-        engine = Engine(NullExecutor(config, size * 130, (None, 512)))
-        params = SamplingParams(max_tokens=1500, ignore_eos=True)
-        for i in range(size):
-            engine.submit(Request(str(i), (1,) * 40, params))
-        best[size] = 1e6 * _best_step(engine)
-    budget = {size: 100.0 + 5.0 * size for size in _OVERHEAD_SIZES}
-    return {"microseconds": best, "budget": budget}
-
-
-def _best_step(engine: Engine, windows: int = 40, steps: int = 25) -> float:
-    gc.disable()
-    best = float("inf")
-    for _ in range(windows):
-        begin = time.perf_counter()
-        for _ in range(steps):
-            engine.step()
-        best = min(best, (time.perf_counter() - begin) / steps)
-    gc.enable()
-    return best
-
-
 def _print(found: dict[str, Any]) -> None:
     if "load" in found:
         for name, values in found["load"]["medians"].items():
@@ -231,10 +194,6 @@ def _print(found: dict[str, Any]) -> None:
     if "single" in found:
         for name, cost in found["single"]["cost"].items():
             print(f"HTTP costs one stream {100 * cost:.1f} % ({name})")
-    if "overhead" in found:
-        for size, micros in found["overhead"]["microseconds"].items():
-            budget = found["overhead"]["budget"][size]
-            print(f"{size} sequences: {micros:.0f} us a step, budget {budget:.0f}")
 
 
 if __name__ == "__main__":
