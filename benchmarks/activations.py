@@ -3,7 +3,7 @@
     python benchmarks/activations.py MODEL --formats source,int4_g32 [--ratios 8,14] [--json]
 
 KL is against a32 with the same weights and fp32 keys and values on both sides, so nothing but the
-rounding of activations differs (abf16 rounds weights as well). Speeds are medians over rounds in
+rounding of activations differs. Speeds are medians over rounds in
 which every format takes its turn.
 """
 

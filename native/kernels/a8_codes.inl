@@ -3,7 +3,11 @@
 // what crosses into a neighbour is masked by the caller), b_and(v, mask), b_insert(low, v, mask) =
 // low | (v & mask), b_table16(levels) and b_lookup16(table, index).
 
+#pragma once
+
+#ifndef OCTAVO_INLINE
 #define OCTAVO_INLINE [[gnu::always_inline]] inline
+#endif
 
 // Codes of quad kQuad of a unit: byte (row, c) of the register is the code of input 4 kQuad + c.
 template <Code kCode, int kQuad>

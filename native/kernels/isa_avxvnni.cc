@@ -15,6 +15,7 @@ namespace {
 #include "kernels/math.inl"
 #include "kernels/elementwise.inl"
 #include "kernels/linear_float.inl"
+#include "kernels/linear_group.inl"
 #include "kernels/linear_a8.inl"
 #include "kernels/quads_avxvnni.h"
 #include "kernels/a8_dot_quads.inl"

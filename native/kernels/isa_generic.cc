@@ -5,6 +5,8 @@
 #include "kernels/table.h"
 
 #define OCTAVO_ISA_NAME "generic"
+#define OCTAVO_INLINE \
+  inline  // plain C++ gains nothing from being unrolled, and compiles for minutes
 
 namespace octavo {
 namespace {
@@ -13,6 +15,7 @@ namespace {
 #include "kernels/math.inl"
 #include "kernels/elementwise.inl"
 #include "kernels/linear_float.inl"
+#include "kernels/linear_group.inl"
 #include "kernels/linear_a8.inl"
 #include "kernels/linear_a16.inl"
 #include "kernels/kv_write.inl"

@@ -2,15 +2,6 @@
 // zero point is folded into the start of each integer sum, -zero * sum(q). No horizontal sums. An
 // output doesn't depend on the shape of its tile.
 
-// A panel's tables are wanted all along it, but lie in front: they are fetched first, in order, so
-// that memory sees one stream without a gap. The codes that follow need no software prefetch: with
-// it the same stream came at 17 GB/s, without it at 28.
-inline void touch_tables(const PackedWeight& w, const uint8_t* panel) {
-  for (const uint8_t* line = panel + w.scale_offset; line < panel; line += 64) {
-    __builtin_prefetch(line);
-  }
-}
-
 // What is wanted next, fetched a share at a time while the tiles of several rows compute: memory
 // would idle meanwhile, and the next panel would come at the speed of a stream that just began.
 struct Ahead {

@@ -1,5 +1,6 @@
-// The codec path: a chunk of a panel is decoded to fp32 once, then multiplied by every row of
-// activations. It serves each (code, abf16 or a32); only the decoder differs.
+// Values of a panel in fp32: how any code is decoded (unpack_row), and products of weights that
+// hold values themselves (kF16, kBf16, kF32) with abf16 and a32. For several rows of activations a
+// chunk of a panel is decoded once, then multiplied by every row.
 
 constexpr int kTilePanels = 4;  // panels at once for one row of activations (hides fma latency)
 constexpr int kChunk = 128;     // inputs decoded at once: a multiple of kUnit
@@ -24,6 +25,15 @@ inline int group_of(const PackedWeight& w, int k) { return w.n_groups == 1 ? 0 :
 
 #include "kernels/scales.inl"
 
+// A panel's tables are wanted all along it, but lie in front: they are fetched first, in order, so
+// that memory sees one stream without a gap. The codes that follow need no software prefetch: with
+// it the same stream came at 17 GB/s, without it at 28.
+inline void touch_tables(const PackedWeight& w, const uint8_t* panel) {
+  for (const uint8_t* line = panel + w.scale_offset; line < panel; line += 64) {
+    __builtin_prefetch(line);
+  }
+}
+
 // Scales of 16 consecutive inputs (groups are never finer).
 struct Scales {
   F scale, offset, zero;
@@ -36,11 +46,9 @@ inline Scales scales_at(const PackedWeight& w, const uint8_t* panel, int k) {
           w.has_offset};
 }
 
-template <bool kRound>
 inline void put(float* out, F value, const Scales& s) {
-  F x = f_mul(s.scale, value);
-  if (s.has_offset) x = f_add(x, s.offset);
-  f_store(out, kRound ? f_round_bf16(x) : x);
+  const F x = f_mul(s.scale, value);
+  f_store(out, s.has_offset ? f_add(x, s.offset) : x);
 }
 
 inline I bits_at(const uint8_t* line, int shift, int mask) {
@@ -64,7 +72,7 @@ inline I codes_of(const uint8_t* unit, int i) {
 }
 
 // Inputs [k, k + 32) of a panel to out[32][16].
-template <Code kCode, bool kLut, bool kRound>
+template <Code kCode, bool kLut>
 inline void decode_codes(const PackedWeight& w, const Levels32& lv, const uint8_t* panel, int k,
                          float* out) {
   const uint8_t* unit = panel + static_cast<int64_t>(k / kUnit) * unit_bytes(kCode);
@@ -74,22 +82,18 @@ inline void decode_codes(const PackedWeight& w, const Levels32& lv, const uint8_
       const I code = codes_of<kCode>(unit, i);
       F v;
       if (kLut) {
-        v = level_count(kCode) == 16 ? f_lookup16(lv.v, code) : f_lookup256(lv.v, code);
+        v = level_count(kCode) == 16 ? f_pick16(f_load(lv.v), code) : f_lookup256(lv.v, code);
       } else {
         v = f_sub(f_of_int(code), s.zero);
       }
-      put<kRound>(out + i * 16, v, s);
+      put(out + i * 16, v, s);
     }
   }
 }
 
-template <bool kRound>
 inline void decode_f16(const uint8_t* panel, int k, float* out) {
   const uint16_t* in = reinterpret_cast<const uint16_t*>(panel) + static_cast<int64_t>(k) * 16;
-  for (int i = 0; i < kUnit; ++i) {
-    const F v = f_load_half(in + 16 * i);
-    f_store(out + i * 16, kRound ? f_round_bf16(v) : v);
-  }
+  for (int i = 0; i < kUnit; ++i) f_store(out + i * 16, f_load_half(in + 16 * i));
 }
 
 inline void decode_bf16(const uint8_t* panel, int k, float* out) {
@@ -100,127 +104,120 @@ inline void decode_bf16(const uint8_t* panel, int k, float* out) {
   }
 }
 
-template <bool kRound>
 inline void decode_f32(const uint8_t* panel, int k, float* out) {
   const float* in = reinterpret_cast<const float*>(panel) + static_cast<int64_t>(k) * 16;
-  for (int i = 0; i < kUnit; ++i) {
-    const F v = f_load(in + 16 * i);
-    f_store(out + i * 16, kRound ? f_round_bf16(v) : v);
-  }
+  for (int i = 0; i < kUnit; ++i) f_store(out + i * 16, f_load(in + 16 * i));
 }
 
-template <Code kCode, bool kRound>
+template <Code kCode>
 inline void decode_coded(const PackedWeight& w, const Levels32& lv, const uint8_t* panel, int k,
                          float* out) {
-  w.levels8 || w.levels ? decode_codes<kCode, true, kRound>(w, lv, panel, k, out)
-                        : decode_codes<kCode, false, kRound>(w, lv, panel, k, out);
+  w.levels8 || w.levels ? decode_codes<kCode, true>(w, lv, panel, k, out)
+                        : decode_codes<kCode, false>(w, lv, panel, k, out);
 }
 
-template <bool kRound>
 inline void decode_unit(const PackedWeight& w, const Levels32& lv, const uint8_t* panel, int k,
                         float* out) {
   switch (w.code) {
     case Code::kTwo:
-      return decode_coded<Code::kTwo, kRound>(w, lv, panel, k, out);
+      return decode_coded<Code::kTwo>(w, lv, panel, k, out);
     case Code::kThree:
-      return decode_coded<Code::kThree, kRound>(w, lv, panel, k, out);
+      return decode_coded<Code::kThree>(w, lv, panel, k, out);
     case Code::kNibble:
-      return decode_coded<Code::kNibble, kRound>(w, lv, panel, k, out);
+      return decode_coded<Code::kNibble>(w, lv, panel, k, out);
     case Code::kFive:
-      return decode_coded<Code::kFive, kRound>(w, lv, panel, k, out);
+      return decode_coded<Code::kFive>(w, lv, panel, k, out);
     case Code::kSix:
-      return decode_coded<Code::kSix, kRound>(w, lv, panel, k, out);
+      return decode_coded<Code::kSix>(w, lv, panel, k, out);
     case Code::kByte:
-      return decode_coded<Code::kByte, kRound>(w, lv, panel, k, out);
+      return decode_coded<Code::kByte>(w, lv, panel, k, out);
     case Code::kF16:
-      return decode_f16<kRound>(panel, k, out);
+      return decode_f16(panel, k, out);
     case Code::kBf16:
       return decode_bf16(panel, k, out);
     case Code::kF32:
-      return decode_f32<kRound>(panel, k, out);
+      return decode_f32(panel, k, out);
   }
 }
 
-// A chunk of inputs of kPanels panels ([kc][16] each) and of kRows rows of activations.
-struct FloatChunk {
-  const float* w[kTilePanels];
-  const float* x;
-  int64_t ldx;
-  int kc;
+// A chunk of inputs of kPanels panels ([kc][16] each) by kRows rows of activations.
+template <int kRows>
+struct FloatRows {
+  const float* x[kRows];
+  float* y[kRows];
 };
 
 template <int kPanels, int kRows>
-inline void float_tile(const FloatChunk& c, float* y, int64_t ldy) {
+inline void float_tile(const float* const* panels, int kc, const FloatRows<kRows>& rows) {
   F acc[kPanels][kRows];
   for (int p = 0; p < kPanels; ++p) {
-    for (int r = 0; r < kRows; ++r) acc[p][r] = f_load(y + r * ldy + 16 * p);
+    for (int r = 0; r < kRows; ++r) acc[p][r] = f_load(rows.y[r] + 16 * p);
   }
-  for (int k = 0; k < c.kc; ++k) {
+  for (int k = 0; k < kc; ++k) {
     F w[kPanels];
-    for (int p = 0; p < kPanels; ++p) w[p] = f_load(c.w[p] + 16 * k);
+    for (int p = 0; p < kPanels; ++p) w[p] = f_load(panels[p] + 16 * k);
     for (int r = 0; r < kRows; ++r) {
-      const F x = f_set1(c.x[r * c.ldx + k]);
+      const F x = f_set1(rows.x[r][k]);
       for (int p = 0; p < kPanels; ++p) acc[p][r] = f_fma(w[p], x, acc[p][r]);
     }
   }
   for (int p = 0; p < kPanels; ++p) {
-    for (int r = 0; r < kRows; ++r) f_store(y + r * ldy + 16 * p, acc[p][r]);
+    for (int r = 0; r < kRows; ++r) f_store(rows.y[r] + 16 * p, acc[p][r]);
   }
 }
 
-// Rows [r, r + rows) of bf16 activations at input k, widened.
-inline void widen_rows(const ActView& x, int r, int rows, int k, int kc, float* out) {
-  for (int i = 0; i < rows; ++i) {
-    const uint16_t* row = x.bf16 + static_cast<int64_t>(r + i) * x.k_pad + k;
-    for (int j = 0; j < kc; j += 16) f_store(out + i * kChunk + j, f_load_bf16(row + j));
-  }
-}
-
+// kRound: the activations are those of abf16.
 template <int kPanels, int kRows, bool kRound>
-inline void float_rows(const ActView& x, FloatChunk& c, int k, int r, float* y, int64_t ldy) {
-  alignas(64) float wide[kRows * kChunk];
-  if (kRound) {
-    widen_rows(x, r, kRows, k, c.kc, wide);
-    c.x = wide;
-    c.ldx = kChunk;
-  } else {
-    c.x = x.f32 + static_cast<int64_t>(r) * x.k_pad + k;
-    c.ldx = x.k_pad;
+inline void float_rows(const float* const* panels, const ActView& x, int k, int kc, int r, float* y,
+                       int64_t ldy) {
+  alignas(64) float wide[kRound ? kRows * kChunk : 1];
+  FloatRows<kRows> rows;
+  for (int i = 0; i < kRows; ++i) {
+    const int64_t row = row_of(x, r + i), at = row * x.k_pad + k;
+    rows.y[i] = y + row * ldy;
+    rows.x[i] = kRound ? wide + i * kChunk : x.f32 + at;
+    for (int j = 0; kRound && j < kc; j += 16) {
+      f_store(wide + i * kChunk + j, f_load_bf16(x.bf16 + at + j));
+    }
   }
-  float_tile<kPanels, kRows>(c, y + r * ldy, ldy);
+  float_tile<kPanels, kRows>(panels, kc, rows);
+}
+
+inline void decode_values(const PackedWeight& w, const uint8_t* panel, int k, float* out) {
+  if (w.code == Code::kF16) return decode_f16(panel, k, out);
+  if (w.code == Code::kBf16) return decode_bf16(panel, k, out);
+  decode_f32(panel, k, out);
 }
 
 // kPanels panels from p, all inputs, all rows.
 template <int kPanels, bool kRound>
-inline void float_panels(const PackedWeight& w, const Levels32& lv, const ActView& x, int m,
-                         float* y, int64_t ldy, int p) {
+inline void float_panels(const PackedWeight& w, const ActView& x, int m, float* y, int64_t ldy,
+                         int p) {
   alignas(64) float decoded[kPanels * kChunk * 16];
   for (int r = 0; r < m; ++r) {
-    for (int i = 0; i < kPanels; ++i) f_store(y + r * ldy + 16 * i, f_zero());
+    for (int i = 0; i < kPanels; ++i) f_store(y + row_of(x, r) * ldy + 16 * i, f_zero());
   }
-  FloatChunk c = {};
   for (int k = 0; k < w.k_pad; k += kChunk) {
-    c.kc = smaller(kChunk, w.k_pad - k);
+    const int kc = smaller(kChunk, w.k_pad - k);
+    const float* panels[kPanels];
     for (int i = 0; i < kPanels; ++i) {
-      if (w.code == Code::kF32 && !kRound) {
-        c.w[i] = reinterpret_cast<const float*>(panel_at(w, p + i)) + static_cast<int64_t>(k) * 16;
-        continue;
-      }
-      float* out = decoded + i * kChunk * 16;
-      c.w[i] = out;
-      for (int u = 0; u < c.kc; u += kUnit) {
-        decode_unit<kRound>(w, lv, panel_at(w, p + i), k + u, out + u * 16);
+      const uint8_t* panel = panel_at(w, p + i);
+      panels[i] = reinterpret_cast<const float*>(panel) + static_cast<int64_t>(k) * 16;
+      if (w.code == Code::kF32) continue;
+      panels[i] = decoded + i * kChunk * 16;
+      for (int u = 0; u < kc; u += kUnit) {
+        decode_values(w, panel, k + u, decoded + (i * kChunk + u) * 16);
       }
     }
     int r = 0;
     if (kPanels < kTilePanels) {  // kFloatRows rows by kFloatPanels panels: what registers hold
       constexpr int kRows = kPanels < kTilePanels ? kFloatRows : 1;
-      for (; r + kRows <= m; r += kRows) float_rows<kPanels, kRows, kRound>(x, c, k, r, y, ldy);
+      for (; r + kRows <= m; r += kRows) {
+        float_rows<kPanels, kRows, kRound>(panels, x, k, kc, r, y, ldy);
+      }
+      for (; r + 2 <= m; r += 2) float_rows<kPanels, 2, kRound>(panels, x, k, kc, r, y, ldy);
     }
-    if (kPanels < kTilePanels) {
-      for (; r + 2 <= m; r += 2) float_rows<kPanels, 2, kRound>(x, c, k, r, y, ldy);
-    }
-    for (; r < m; ++r) float_rows<kPanels, 1, kRound>(x, c, k, r, y, ldy);
+    for (; r < m; ++r) float_rows<kPanels, 1, kRound>(panels, x, k, kc, r, y, ldy);
   }
 }
 
@@ -240,8 +237,8 @@ inline TwoInputs load_line(const uint8_t* line) {
 }
 
 template <Code kCode, int kPanels, bool kRound>
-inline void short_row(const PackedWeight& w, const ActView& x, int r, float* y, int p) {
-  const int64_t row = static_cast<int64_t>(r) * x.k_pad;
+inline void short_row(const PackedWeight& w, const ActView& x, int64_t r, float* y, int p) {
+  const int64_t row = r * x.k_pad;
   F acc[kPanels];
   for (int i = 0; i < kPanels; ++i) acc[i] = f_zero();
   for (int k = 0; k < w.k_pad; k += 2) {
@@ -250,8 +247,7 @@ inline void short_row(const PackedWeight& w, const ActView& x, int r, float* y, 
     for (int i = 0; i < kPanels; ++i) {
       const uint8_t* line = panel_at(w, p + i) + static_cast<int64_t>(k) * 32;
       __builtin_prefetch(line + 1024);
-      TwoInputs v = load_line<kCode>(line);
-      if (kCode == Code::kF16 && kRound) v = {f_round_bf16(v.even), f_round_bf16(v.odd)};
+      const TwoInputs v = load_line<kCode>(line);
       acc[i] = f_fma(v.odd, odd, f_fma(v.even, even, acc[i]));
     }
   }
@@ -264,11 +260,15 @@ inline void few_short_rows(const PackedWeight& w, const ActView& x, int m, float
   int p = p0;
   for (; p + kTilePanels <= p1; p += kTilePanels) {
     for (int r = 0; r < m; ++r) {
-      short_row<kCode, kTilePanels, kRound>(w, x, r, y + r * ldy + 16 * p, p);
+      const int64_t row = row_of(x, r);
+      short_row<kCode, kTilePanels, kRound>(w, x, row, y + row * ldy + 16 * p, p);
     }
   }
   for (; p < p1; ++p) {
-    for (int r = 0; r < m; ++r) short_row<kCode, 1, kRound>(w, x, r, y + r * ldy + 16 * p, p);
+    for (int r = 0; r < m; ++r) {
+      const int64_t row = row_of(x, r);
+      short_row<kCode, 1, kRound>(w, x, row, y + row * ldy + 16 * p, p);
+    }
   }
 }
 
@@ -279,18 +279,16 @@ inline void linear_float(const PackedWeight& w, const ActView& x, int m, float* 
     return few_short_rows<Code::kBf16, kRound>(w, x, m, y, ldy, p0, p1);
   if (m <= 2 && w.code == Code::kF16)
     return few_short_rows<Code::kF16, kRound>(w, x, m, y, ldy, p0, p1);
-  Levels32 lv;
-  if (w.levels8 || w.levels) fill_levels(w, &lv);
   int p = p0;
   if (m == 1) {
     for (; p + kTilePanels <= p1; p += kTilePanels) {
-      float_panels<kTilePanels, kRound>(w, lv, x, m, y + 16 * p, ldy, p);
+      float_panels<kTilePanels, kRound>(w, x, m, y + 16 * p, ldy, p);
     }
   }
   for (; p + kFloatPanels <= p1; p += kFloatPanels) {
-    float_panels<kFloatPanels, kRound>(w, lv, x, m, y + 16 * p, ldy, p);
+    float_panels<kFloatPanels, kRound>(w, x, m, y + 16 * p, ldy, p);
   }
-  for (; p < p1; ++p) float_panels<1, kRound>(w, lv, x, m, y + 16 * p, ldy, p);
+  for (; p < p1; ++p) float_panels<1, kRound>(w, x, m, y + 16 * p, ldy, p);
 }
 
 inline void unpack_row(const PackedWeight& w, int row, float* out) {
@@ -300,7 +298,7 @@ inline void unpack_row(const PackedWeight& w, int row, float* out) {
   const uint8_t* panel = panel_at(w, row / 16);
   alignas(64) float unit[kUnit * 16];
   for (int k = 0; k < w.k; k += kUnit) {
-    decode_unit<false>(w, lv, panel, k, unit);
+    decode_unit(w, lv, panel, k, unit);
     for (int i = 0; i < smaller(kUnit, w.k - k); ++i) out[k + i] = unit[i * 16 + lane];
   }
 }

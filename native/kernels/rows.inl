@@ -1,5 +1,4 @@
-// The rows that every ISA has: the integer products and the codec path. `fast` marks the codec rows
-// that are as good as hand-written (floats need no decoding).
+// The rows that every ISA has.
 
 #define OCTAVO_ROW_NAME(what) "linear_" what "_" OCTAVO_ISA_NAME
 
@@ -57,24 +56,28 @@
       OCTAVO_TILED_A16_ROW("lut4", Code::kNibble, Levels::kInt8), \
       OCTAVO_PLAIN_A16_ROW("lut8", Code::kByte, Levels::kInt8)
 
-#define OCTAVO_CODEC_ROWS(act, name, bits, code, run)                               \
-  {OCTAVO_ROW_NAME(name "_w" bits), act, code, Levels::kNone, false, false, run}, { \
-    OCTAVO_ROW_NAME(name "_lut" bits), act, code, Levels::kAny, false, false, run   \
+// Weight-only products; `wide`: rows of bf16 are widened to fp32 (abf16).
+#define OCTAVO_GROUP_ROWS(act, name, bits, code, wide, fast)                 \
+  {OCTAVO_ROW_NAME(name "_w" bits), act, code, Levels::kNone, fast, false,   \
+   linear_group<code, wide>},                                                \
+  {                                                                          \
+    OCTAVO_ROW_NAME(name "_lut" bits), act, code, Levels::kAny, fast, false, \
+        linear_group<code, wide>                                             \
   }
 
 #define OCTAVO_VALUE_ROW(act, name, code, fast, run) \
   {OCTAVO_ROW_NAME(name), act, code, Levels::kNone, fast, false, run}
 
-#define OCTAVO_FLOAT_ROWS_OF(act, name, round, fast)                               \
-  OCTAVO_CODEC_ROWS(act, name, "2", Code::kTwo, linear_float<round>),              \
-      OCTAVO_CODEC_ROWS(act, name, "3", Code::kThree, linear_float<round>),        \
-      OCTAVO_CODEC_ROWS(act, name, "4", Code::kNibble, linear_float<round>),       \
-      OCTAVO_CODEC_ROWS(act, name, "5", Code::kFive, linear_float<round>),         \
-      OCTAVO_CODEC_ROWS(act, name, "6", Code::kSix, linear_float<round>),          \
-      OCTAVO_CODEC_ROWS(act, name, "8", Code::kByte, linear_float<round>),         \
-      OCTAVO_VALUE_ROW(act, name "_f16", Code::kF16, fast, linear_float<round>),   \
-      OCTAVO_VALUE_ROW(act, name "_bf16", Code::kBf16, fast, linear_float<round>), \
-      OCTAVO_VALUE_ROW(act, name "_f32", Code::kF32, fast, linear_float<round>)
+#define OCTAVO_FLOAT_ROWS_OF(act, name, wide, fast)                               \
+  OCTAVO_GROUP_ROWS(act, name, "2", Code::kTwo, wide, fast),                      \
+      OCTAVO_GROUP_ROWS(act, name, "3", Code::kThree, wide, fast),                \
+      OCTAVO_GROUP_ROWS(act, name, "4", Code::kNibble, wide, fast),               \
+      OCTAVO_GROUP_ROWS(act, name, "5", Code::kFive, wide, fast),                 \
+      OCTAVO_GROUP_ROWS(act, name, "6", Code::kSix, wide, fast),                  \
+      OCTAVO_GROUP_ROWS(act, name, "8", Code::kByte, wide, fast),                 \
+      OCTAVO_VALUE_ROW(act, name "_f16", Code::kF16, fast, linear_float<wide>),   \
+      OCTAVO_VALUE_ROW(act, name "_bf16", Code::kBf16, fast, linear_float<wide>), \
+      OCTAVO_VALUE_ROW(act, name "_f32", Code::kF32, fast, linear_float<wide>)
 
 #define OCTAVO_FLOAT_ROWS(fast)                          \
   OCTAVO_FLOAT_ROWS_OF(Act::kBf16, "abf16", true, fast), \

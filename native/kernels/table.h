@@ -19,8 +19,13 @@ namespace octavo {
 //        y = fma(float(sum q), o * sa, y)
 // a16:   the same with 16-bit q: acc = 256 * sum(v * hi) + sum(v * lo), exact in int32; not with
 //        levels16
-// abf16: y = accumulate bf16(w) * bf16(x), w first dequantized in fp32 and rounded half to even
-// a32:   y = fma(w, x, y), w dequantized in fp32
+// a32:   codes: over a step of min(group, a8_group_for) inputs even = fma(v, x, even) over its even
+//        inputs, odd likewise, from +0; y = fma(even + odd, s, y); with offsets then
+//        y = fma(sum x, o, y), x summed in 16 lanes (index mod 16), folded 8, 4, 2, 1. With zero
+//        points per group v is the code, and y = fma(fma(-zero, sum x, even + odd), s, y).
+//        kF16, kBf16, kF32: y = fma(w, x, y)
+// abf16: the same with x rounded to bf16, half to even; weights aren't rounded. By vdpbf16ps even
+//        takes inputs 4q and 4q + 1, odd 4q + 2 and 4q + 3, in the rounding of the instruction.
 // y starts at +0 for each output; bias and the rest are epilogues of the caller.
 using LinearFn = void (*)(const PackedWeight& w, const ActView& x, int m, float* y, int64_t ldy,
                           int p0, int p1);
@@ -36,7 +41,7 @@ struct LinearKernel {
   Act act;
   Code code;
   Levels levels;
-  bool fast;          // a hand-written kernel; false: the codec path, named as a fallback
+  bool fast;          // a hand-written kernel; false: plain code, named as a fallback
   bool isa_rounding;  // rounds in the instruction's own way (vdpbf16ps): equality is per ISA only
   LinearFn run;
 };

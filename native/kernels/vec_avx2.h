@@ -1,6 +1,8 @@
 // Sixteen lanes in two AVX2 registers. The meaning of each function is in vec_generic.h.
 
 constexpr int kFloatPanels = 1, kFloatRows = 6;  // registers of a tile of fp32 sums
+constexpr int kGroupRows = 3;                    // of two sums each
+constexpr bool kQuickPick = false;               // f_pick16 is faster than a conversion
 constexpr int kQueryTile = 4, kValueTile = 4;    // queries, and registers, of attention
 
 struct F {
@@ -92,14 +94,8 @@ inline I i_mul16(I a, I b) {
 inline I i_and(I a, I b) { return {_mm256_and_si256(a.lo, b.lo), _mm256_and_si256(a.hi, b.hi)}; }
 inline I i_or(I a, I b) { return {_mm256_or_si256(a.lo, b.lo), _mm256_or_si256(a.hi, b.hi)}; }
 inline I i_xor(I a, I b) { return {_mm256_xor_si256(a.lo, b.lo), _mm256_xor_si256(a.hi, b.hi)}; }
-inline I i_shr(I a, int n) {
-  const __m128i s = _mm_cvtsi32_si128(n);
-  return {_mm256_srl_epi32(a.lo, s), _mm256_srl_epi32(a.hi, s)};
-}
-inline I i_shl(I a, int n) {
-  const __m128i s = _mm_cvtsi32_si128(n);
-  return {_mm256_sll_epi32(a.lo, s), _mm256_sll_epi32(a.hi, s)};
-}
+inline I i_shr(I a, int n) { return {_mm256_srli_epi32(a.lo, n), _mm256_srli_epi32(a.hi, n)}; }
+inline I i_shl(I a, int n) { return {_mm256_slli_epi32(a.lo, n), _mm256_slli_epi32(a.hi, n)}; }
 inline I i_gt(I a, I b, I yes, I no) {
   return {_mm256_blendv_epi8(no.lo, yes.lo, _mm256_cmpgt_epi32(a.lo, b.lo)),
           _mm256_blendv_epi8(no.hi, yes.hi, _mm256_cmpgt_epi32(a.hi, b.hi))};
@@ -154,13 +150,13 @@ inline F f_swap(F a) {
   constexpr int kOrder = kBit == 2 ? 0x4e : 0xb1;
   return {_mm256_permute_ps(a.lo, kOrder), _mm256_permute_ps(a.hi, kOrder)};
 }
-inline __m256 lookup16_half(const float* table, __m256i index) {
-  const __m256 lo = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), index);
-  const __m256 hi = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), index);
+inline __m256 pick16_half(F table, __m256i index) {
+  const __m256 lo = _mm256_permutevar8x32_ps(table.lo, index);
+  const __m256 hi = _mm256_permutevar8x32_ps(table.hi, index);
   return _mm256_blendv_ps(lo, hi, _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)));
 }
-inline F f_lookup16(const float* table, I index) {
-  return {lookup16_half(table, index.lo), lookup16_half(table, index.hi)};
+inline F f_pick16(F table, I index) {
+  return {pick16_half(table, index.lo), pick16_half(table, index.hi)};
 }
 inline F f_lookup256(const float* table, I index) {
   return {_mm256_i32gather_ps(table, index.lo, 4), _mm256_i32gather_ps(table, index.hi, 4)};

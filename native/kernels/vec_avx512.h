@@ -1,6 +1,8 @@
 // Sixteen lanes in one AVX-512 register. The meaning of each function is in vec_generic.h.
 
 constexpr int kFloatPanels = 2, kFloatRows = 4;  // registers of a tile of fp32 sums
+constexpr int kGroupRows = 4;                    // of two sums each
+constexpr bool kQuickPick = true;                // f_pick16 is faster than a conversion
 constexpr int kQueryTile = 8, kValueTile = 16;   // queries, and registers, of attention
 
 using F = __m512;
@@ -58,8 +60,10 @@ inline I i_mul16(I a, I b) {
 inline I i_and(I a, I b) { return _mm512_and_si512(a, b); }
 inline I i_or(I a, I b) { return _mm512_or_si512(a, b); }
 inline I i_xor(I a, I b) { return _mm512_xor_si512(a, b); }
-inline I i_shr(I a, int n) { return _mm512_srl_epi32(a, _mm_cvtsi32_si128(n)); }
-inline I i_shl(I a, int n) { return _mm512_sll_epi32(a, _mm_cvtsi32_si128(n)); }
+// By the compiler's vectors: a constant n becomes an immediate.
+typedef uint32_t Unsigned __attribute__((vector_size(64)));
+inline I i_shr(I a, int n) { return reinterpret_cast<I>(reinterpret_cast<Unsigned>(a) >> n); }
+inline I i_shl(I a, int n) { return reinterpret_cast<I>(reinterpret_cast<Unsigned>(a) << n); }
 inline I i_gt(I a, I b, I yes, I no) {
   return _mm512_mask_blend_epi32(_mm512_cmpgt_epi32_mask(a, b), no, yes);
 }
@@ -100,9 +104,7 @@ inline F f_swap(F a) {
   if (kBit == 4) return _mm512_shuffle_f32x4(a, a, 0xb1);
   return _mm512_permute_ps(a, kBit == 2 ? 0x4e : 0xb1);
 }
-inline F f_lookup16(const float* table, I index) {
-  return _mm512_permutexvar_ps(index, _mm512_loadu_ps(table));
-}
+inline F f_pick16(F table, I index) { return _mm512_permutexvar_ps(index, table); }
 inline F f_lookup256(const float* table, I index) { return _mm512_i32gather_ps(index, table, 4); }
 
 inline __m256 upper(F a) { return _mm512_extractf32x8_ps(a, 1); }

@@ -2,6 +2,8 @@
 // Included by one isa_*.cc only, inside its namespace.
 
 constexpr int kFloatPanels = 2, kFloatRows = 4;  // registers of a tile of fp32 sums
+constexpr int kGroupRows = 4;                    // of two sums each
+constexpr bool kQuickPick = false;               // f_pick16 is faster than a conversion
 constexpr int kQueryTile = 4, kValueTile = 8;    // queries, and registers, of attention
 
 struct F {
@@ -150,6 +152,14 @@ inline int32_t i_fold_add(I a) {
   return s;
 }
 
+// Bytes: a8_codes.inl says what each does.
+template <int kLeft>
+inline I b_shift(I v) {
+  return kLeft > 0 ? i_shl(v, kLeft > 0 ? kLeft : 0) : i_shr(v, kLeft > 0 ? 0 : -kLeft);
+}
+inline I b_and(I v, int mask) { return i_and(v, i_set1(mask * 0x01010101)); }
+inline I b_insert(I low, I v, int mask) { return i_or(low, b_and(v, mask)); }
+
 inline F f_of_int(I a) {
   F r;
   OCTAVO_LANES r.v[i] = static_cast<float>(a.v[i]);
@@ -209,12 +219,17 @@ inline F f_swap(F a) {
   OCTAVO_LANES r.v[i] = a.v[i ^ kBit];
   return r;
 }
-inline F f_lookup16(const float* table, I index) {
+// The low 4 bits of each index count.
+inline F f_pick16(F table, I index) {
+  F r;
+  OCTAVO_LANES r.v[i] = table.v[index.v[i] & 15];
+  return r;
+}
+inline F f_lookup256(const float* table, I index) {
   F r;
   OCTAVO_LANES r.v[i] = table[index.v[i]];
   return r;
 }
-inline F f_lookup256(const float* table, I index) { return f_lookup16(table, index); }
 
 // Lanes folded 8, 4, 2, 1: the one order of every horizontal sum.
 inline float f_fold_add(F a) {

@@ -1,6 +1,8 @@
 // Sixteen lanes in four NEON registers. The meaning of each function is in vec_generic.h.
 
 constexpr int kFloatPanels = 1, kFloatRows = 4;  // registers of a tile of fp32 sums
+constexpr int kGroupRows = 3;                    // of two sums each
+constexpr bool kQuickPick = false;               // f_pick16 is faster than a conversion
 constexpr int kQueryTile = 4, kValueTile = 4;    // queries, and registers, of attention
 
 struct F {
@@ -199,11 +201,12 @@ inline F f_swap(F x) {
   return {swap_within<kBit>(x.a), swap_within<kBit>(x.b), swap_within<kBit>(x.c),
           swap_within<kBit>(x.d)};
 }
-inline F f_lookup16(const float* table, I index) {
-  const uint8_t* p = reinterpret_cast<const uint8_t*>(table);
-  const uint8x16x4_t t = {{vld1q_u8(p), vld1q_u8(p + 16), vld1q_u8(p + 32), vld1q_u8(p + 48)}};
-  return {lookup_floats(t, index.a), lookup_floats(t, index.b), lookup_floats(t, index.c),
-          lookup_floats(t, index.d)};
+inline F f_pick16(F x, I index) {
+  const uint8x16x4_t t = {{vreinterpretq_u8_f32(x.a), vreinterpretq_u8_f32(x.b),
+                           vreinterpretq_u8_f32(x.c), vreinterpretq_u8_f32(x.d)}};
+  const I low = i_and(index, i_set1(15));
+  return {lookup_floats(t, low.a), lookup_floats(t, low.b), lookup_floats(t, low.c),
+          lookup_floats(t, low.d)};
 }
 inline F f_lookup256(const float* table, I index) {
   int32_t at[16];

@@ -86,10 +86,24 @@ def slack(case: Case, rows: np.ndarray, roundings: int) -> np.ndarray:
 
 
 def expected_float(case: Case, x: np.ndarray, act: str) -> tuple[np.ndarray, np.ndarray]:
-    w = bf16(case.dense) if act == "abf16" else case.dense
-    v = bf16(x) if act == "abf16" else x
-    size = np.abs(v).astype(np.float64) @ np.abs(w).astype(np.float64).T
-    return v.astype(np.float64) @ w.astype(np.float64).T, gamma(x.shape[1] + 1) * size
+    """The value in float64, and the bound on the kernel's error.
+
+    Weights that hold values are one chain over all inputs. Codes go in steps: a term is rounded at
+    most step / 2 times in its sum, once where the two sums meet, once where a zero point comes in,
+    and once or (with offsets) twice in y at each step from there on; the sum of inputs that a zero
+    point or an offset multiplies is rounded at most 7 times, a zero point's product once more.
+    `values` holds fl(s * v), the kernel uses s * v exactly: one rounding of each term.
+    """
+    v = (bf16(x) if act == "abf16" else x).astype(np.float64)
+    k = x.shape[1]
+    values, offsets = case.values.astype(np.float64), case.offsets.astype(np.float64)
+    y = v @ (values + offsets).T
+    size = np.abs(v) @ (case.sizes.astype(np.float64) + np.abs(offsets)).T
+    if not case.coded:
+        return y, gamma(k + 1) * size
+    steps = -(-k // case.step)
+    chain = max(case.step // 2 + 2, 8) + 2 * steps
+    return y, gamma(chain + 1) * size + gamma(1) * (np.abs(v) @ np.abs(values).T)
 
 
 @pytest.mark.parametrize("isa", ISAS)

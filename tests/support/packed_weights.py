@@ -82,8 +82,11 @@ class Case:
     packed: Any
     dense: F32  # [n, k], the value of every weight
     products: F32  # [n, k]: the scaled integer part, without offsets
+    values: F32  # [n, k]: the same with float levels themselves
+    sizes: F32  # [n, k]: of what adds up to `values`: a group's zero point counts on its own
     offsets: F32  # [n, k]
-    step: int  # inputs of one exact integer sum
+    step: int  # inputs of one sum before it is scaled
+    coded: bool  # codes and scales, not values
 
 
 def bf16(x: F32) -> F32:
@@ -119,7 +122,7 @@ def float_case(form: Form, n: int, k: int, rng: np.random.Generator) -> Case:
         dense = bf16(dense)
     packed = testing.packed(n, k, form.code)
     packed.pack_f32(0, dense)
-    return Case(packed, dense, dense, np.zeros_like(dense), k)
+    return Case(packed, dense, dense, dense, np.abs(dense), np.zeros_like(dense), k, False)
 
 
 def make_case(form: Form, n: int, k: int, seed: int) -> Case:
@@ -136,16 +139,19 @@ def make_case(form: Form, n: int, k: int, seed: int) -> Case:
     )  # fmt: skip
     parts, scales, offsets, points = tables(form, n, groups, rng)
     packed.pack_affine(0, codes, **parts)
-    value = codes.astype(np.float32) - form.zero - np.repeat(points, group, 1)[:, :k]
+    zeros = np.repeat(points, group, 1)[:, :k]
+    value = codes.astype(np.float32) - form.zero - zeros
     integers = value
     if levels is not None:
         value, integers = levels[codes].astype(np.float32), give_levels(packed, form, levels)[codes]
     wide = np.repeat(scales, group, 1)[:, :k]
     extra = np.repeat(offsets, group, 1)[:, :k] if form.offset else np.zeros((n, k), np.float32)
-    products = wide * value
-    dense = products + extra if form.offset else products
-    step = min(group, a8_group(form, k))
-    return Case(packed, dense, wide * integers.astype(np.float32), extra, step)
+    values, products = wide * value, wide * integers.astype(np.float32)
+    dense = values + extra if form.offset else values
+    sizes = np.abs(wide) * (np.abs(value + zeros) + zeros)
+    return Case(
+        packed, dense, products, values, sizes, extra, min(group, a8_group(form, k)), True
+    )  # fmt: skip
 
 
 SUPER = 4  # groups of a super-group

@@ -95,7 +95,7 @@ def _error(found: F32, weights: F32, x: F32, act: str) -> float:
 def _rounded(weights: F32, x: F32, act: str) -> tuple[F64, F64]:
     """What the format makes of weights and activations (docs/numerics.md)."""
     if act == "abf16":
-        return _bf16(weights), _bf16(x)
+        return weights.astype(np.float64), _bf16(x)
     if act in ("a8", "a16"):
         return weights.astype(np.float64), _integers(x, 127 if act == "a8" else 32639)
     return weights.astype(np.float64), x.astype(np.float64)

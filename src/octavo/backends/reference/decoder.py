@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from octavo.backends.reference.attention import rotate
 from octavo.backends.reference.kv import DenseKv, KvStore
 from octavo.backends.reference.options import ActivationRule, ReferenceOptions
-from octavo.backends.reference.rounding import round_activations, round_bf16
+from octavo.backends.reference.rounding import round_activations
 from octavo.backends.reference.weights import Formats, Weights, activation_rules, load_weights
 from octavo.io.weights import WeightSource
 from octavo.spec.decoder import DecoderSpec, MoeMlp, Part, Role, RopeSpec
@@ -135,11 +135,10 @@ class ReferenceDecoder:
 
     def _linear(self, x: torch.Tensor, role: Role, bias: Role | None = None) -> torch.Tensor:
         rule: ActivationRule = self.rules[role]
-        weight = self.weights[role]
-        if rule.kind == "abf16":
-            weight = round_bf16(weight)
         return F.linear(
-            round_activations(x, rule), weight, self.weights.get(bias) if bias else None
+            round_activations(x, rule),
+            self.weights[role],
+            self.weights.get(bias) if bias else None,
         )
 
     def _norm(self, x: torch.Tensor, part: Part, layer: int | None = None) -> torch.Tensor:
