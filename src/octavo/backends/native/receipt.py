@@ -15,7 +15,7 @@ from octavo.spec.decoder import DecoderSpec, Role
 from octavo.spec.graph import head_role, role_shape, roles
 
 Line = tuple[int, str, str, bool, int]  # layer (-1: head), part, kernel, fast, bytes
-_FALLBACK = "no hand-written kernel for this format on this ISA: the codec path runs it"
+_FALLBACK = "no hand-written kernel for this format on this ISA: plain code runs it"
 
 
 def check_strict(lines: Sequence[Line], isa: str) -> None:
@@ -24,7 +24,7 @@ def check_strict(lines: Sequence[Line], isa: str) -> None:
     if slow:
         raise UnsupportedError(
             f"strict: no fast kernel on {isa} for {', '.join(slow)}; choose another format, or "
-            "leave strict out to run the codec path"
+            "leave strict out to run plain code"
         )
 
 
