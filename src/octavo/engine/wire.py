@@ -14,7 +14,7 @@ import msgspec
 
 from octavo.backends.base import Receipt, RuntimeConfig
 from octavo.core import errors
-from octavo.core.errors import OctavoError, OverloadedError, RequestError
+from octavo.core.errors import InternalError, OctavoError, OverloadedError, RequestError
 from octavo.engine.request import Output, Request
 from octavo.engine.scheduler import Limits
 from octavo.engine.stats import EngineStats
@@ -77,7 +77,7 @@ FromEngine = Ready | Outputs | Failed
 
 def _pack_error(value: object) -> object:
     if not isinstance(value, OctavoError):
-        raise NotImplementedError(f"{type(value).__name__} does not travel")
+        raise InternalError(f"{type(value).__name__} has no form between processes")
     fields = {"type": type(value).__name__, "message": str(value)}
     for name in ("param", "code", "retry_after"):
         if (field := getattr(value, name, None)) is not None:

@@ -45,8 +45,10 @@ def read_lines(path: Path) -> list[Line]:
     """All lines that hold something. Raises UserError when the file can't be read."""
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: can't be read as UTF-8 text: {error}") from error
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; give a file of requests") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: {error}; convert it first") from error
     seen: set[str] = set()
     found = []
     for number, row in enumerate(text.splitlines(), 1):
