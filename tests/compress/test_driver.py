@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo.compress import driver
+from octavo.compress import plan as planning
 from octavo.compress.base import BlockView, LinearStats, Needs, ScaleFold
 from octavo.compress.block import BlockDecoder, load_block
-from octavo.compress.driver import Driver, plan
+from octavo.compress.driver import Driver
+from octavo.compress.plan import plan
 from octavo.compress.recipe import BLOCKS, Recipe, Step, from_flags
 from octavo.compress.report import MatrixReport, StageReport
 from octavo.compress.state import Stage, WorkDirectory
@@ -80,15 +81,15 @@ def run(
 
 
 def use(monkeypatch: pytest.MonkeyPatch, encoder: Any = None, transform: Any = None) -> None:
-    real = driver.build_encoder
+    real = planning.build_encoder
 
     def build(name: str, options: Mapping[str, object]) -> Any:
         return encoder if name == "gptq" else real(name, options)
 
     if encoder is not None:
-        monkeypatch.setattr(driver, "build_encoder", build)
+        monkeypatch.setattr(planning, "build_encoder", build)
     if transform is not None:
-        monkeypatch.setattr(driver, "build_transform", lambda name, options: transform)
+        monkeypatch.setattr(planning, "build_transform", lambda name, options: transform)
 
 
 def values(stages: Mapping[str, Stage], role: Role, path: Path) -> Tensor:

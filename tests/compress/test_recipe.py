@@ -86,7 +86,7 @@ def test_the_digest_tells_what_is_done_but_not_where_the_text_lies(tmp_path: Pat
         ("steps: [{method: gptq}]", "needs a format"),
         ("steps: [{method: awq, format: int4_g32}]", "a transform has no format"),
         ("steps: [{method: awq}]", "encodes nothing"),
-        ("steps: [{method: rtn, format: int4_g32}, {method: awq}]", "transforms come before"),
+        ("steps: [{method: rtn, format: int4_g32}, {method: awq}]", "transforms come first"),
         ("steps: [{method: rtn, format: int4_g32, select: []}]", "select is empty"),
         ("steps: [{method: rtn, format: int4_g32, select: [1]}]", "glob"),
         ("steps: [{format: int4_g32}]", "needs a method"),

@@ -165,6 +165,7 @@ def _lines(result: Result, quality: Quality) -> Iterator[str]:
         yield f"  {matrix.name} by {matrix.method} instead: {matrix.fallback}"
     for fold in report.rolled_back():
         yield f"  {fold.method} at {fold.producer} rolled back: {fold.reason}"
+    yield from (f"  {note}" for note in report.notes())
     yield f"against the source ({quality.executor}, windows of {quality.context} tokens):"
     for name, found in quality.texts:
         kl, top = found.kl_mean, found.same_top

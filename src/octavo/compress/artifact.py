@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from octavo._version import __version__
 from octavo.compress.card import CARD, model_card
-from octavo.compress.state import Arrays, Stage
+from octavo.compress.state import Stage
 from octavo.core.errors import ResourceError
-from octavo.io.artifact import MANIFEST, MANIFEST_FORMAT, QUANT_METHOD, Entry, sha256_of
+from octavo.io.artifact import MANIFEST, MANIFEST_FORMAT, QUANT_METHOD, sha256_of
 from octavo.io.checkpoint import OpenModel
 from octavo.io.mapping import replacing
 from octavo.io.safetensors_file import write_safetensors
@@ -33,9 +33,10 @@ _COPIED = (
 
 
 def write_artifact(
-    directory: Path, model: OpenModel, stages: Sequence[Stage], content: Mapping[str, object]
+    directory: Path, model: OpenModel, whole: Stage, content: Mapping[str, object]
 ) -> None:
-    """Fill a new directory. `content`: what the manifest says beyond tensors and files.
+    """Fill a new directory with the merged stages. `content`: what the manifest says beyond tensors
+    and files.
 
     Raises UnsupportedError when a GGUF header has no config.json, ResourceError on a full disk.
     """
@@ -50,15 +51,10 @@ def write_artifact(
             f"{directory}: can't be written ({error.strerror or error}): check the directory's "
             "permissions and its free space"
         ) from error
-    arrays: Arrays = {}
-    entries: dict[str, Entry] = {}
-    for stage in stages:
-        arrays.update(stage.arrays)
-        entries.update(stage.entries)
-    write_safetensors(directory / WEIGHTS, arrays, {"format": "octavo"})
+    write_safetensors(directory / WEIGHTS, whole.arrays, {"format": "octavo"})
     tensors = {
         name: {"format": str(entry.format), "shape": list(entry.shape)}
-        for name, entry in sorted(entries.items())
+        for name, entry in sorted(whole.entries.items())
     }
     head = {"format": MANIFEST_FORMAT, "octavo": __version__}
     write_manifest(directory, {**head, **content, "tensors": tensors})

@@ -7,16 +7,20 @@ checks and applies what it returns, and reports. Fixed order: transform, prune, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Flag, auto
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from octavo.formats.number_format import NumberFormat
 from octavo.formats.quantized import QuantizedTensor
+from octavo.io.weights import WeightSource
 from octavo.spec.decoder import DecoderSpec, Role
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from torch import Tensor
 
 
@@ -89,12 +93,17 @@ class Transform(Protocol):
 
 
 class Pruner(Protocol):
-    """Chooses weights to set to zero."""
+    """Chooses weights to set to zero, which the encoder of the same matrix then stores as exact
+    zeros: the driver refuses an encoding that doesn't.
+
+    Raises NumericsError when the statistics can't be used; the matrix then stays whole, and that is
+    noted.
+    """
 
     needs: ClassVar[Needs]
 
     def mask(self, weight: Tensor, stats: LinearStats) -> Tensor:
-        """bool [out, in], True where a weight stays."""
+        """bool [out, in], True where a weight stays. `weight` is what transforms left, fp32."""
 
 
 class Encoder(Protocol):
@@ -110,3 +119,45 @@ class Encoder(Protocol):
     def encode(
         self, weight: Tensor, target: NumberFormat, stats: LinearStats, mask: Tensor | None = None
     ) -> QuantizedTensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One matrix as a train step finds it.
+
+    load   the encoding, whole
+    mask   bool [out, in], False where a pruner wants an exact zero; None: nothing was pruned
+    """
+
+    load: Callable[[], QuantizedTensor]
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainTask:
+    """What a train step is handed, after everything is encoded.
+
+    source     the model that is compressed, as it came
+    encoded    the matrices that the step selects and a step before encoded
+    vectors    loads norms and biases as they stand, fp32: a transform may have changed them
+    tokens     the calibration tokens, int64 [sequences, length]; None unless `needs_tokens`
+    directory  the step's own, emptied by nobody: what is left there is found again after a kill
+    """
+
+    source: WeightSource
+    spec: DecoderSpec
+    encoded: Mapping[Role, Encoded]
+    vectors: Mapping[Role, Callable[[], Tensor]]
+    tokens: npt.NDArray[np.int64] | None
+    directory: Path
+    seed: int
+
+
+class Trainer(Protocol):
+    """Improves what is encoded; deterministic, so that a killed run ends with the same bytes."""
+
+    needs_tokens: ClassVar[bool]
+
+    def train(self, task: TrainTask) -> Mapping[Role, QuantizedTensor | Tensor]:
+        """What takes the place of matrices of `encoded` (same shape; zeros of the mask kept) and,
+        as fp32 tensors, of vectors. Raises NumericsError when the loss is no number."""

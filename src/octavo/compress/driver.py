@@ -1,22 +1,23 @@
 """The driver: blocks in order, each on what the compressed blocks before it give.
 
 It loads a block, gathers the statistics that its steps declare (once per shared input), applies
-and checks the transforms' folds, encodes, runs the compressed block to get the next one's inputs,
-and writes the stage down. Only one block's weights and one sequence's activations are in memory.
+and checks the transforms' folds, prunes, encodes, runs the compressed block to get the next one's
+inputs, and writes the stage down. Only one block's weights and one sequence's activations are in
+memory.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from octavo.compress.base import Encoder, LinearStats, Needs, ScaleFold, Transform
+from octavo.compress.base import LinearStats, Needs, ScaleFold
 from octavo.compress.block import (
     BlockDecoder,
     View,
@@ -25,17 +26,19 @@ from octavo.compress.block import (
     load_tensor,
     unchanged,
 )
-from octavo.compress.recipe import Recipe, Step, assign, role_name, selected
+from octavo.compress.plan import FIRST, LAST, Plan
+from octavo.compress.recipe import role_name
 from octavo.compress.report import FoldReport, MatrixReport, StageReport
 from octavo.compress.state import HiddenStates, Stage, WorkDirectory
 from octavo.compress.stats import StatsGatherer, rescaled, sampled_sequences
-from octavo.compress.table import METHODS, build_encoder, build_transform
-from octavo.core.errors import ConfigError, FormatError, InternalError, NumericsError
+from octavo.compress.table import build_encoder
+from octavo.compress.training import check_zeros, train_stage
+from octavo.core.errors import FormatError, InternalError, NumericsError
 from octavo.formats.number_format import NumberFormat
 from octavo.formats.quantized import QuantizedTensor
 from octavo.io.artifact import artifact_name
 from octavo.io.weights import WeightSource
-from octavo.spec.decoder import DecoderSpec, Role
+from octavo.spec.decoder import Role
 from octavo.spec.graph import fold_edges, head_role, role_shape, roles, shared_inputs
 
 I64 = npt.NDArray[np.int64]
@@ -44,71 +47,7 @@ Weights = Mapping[Role, Tensor]
 Stats = dict[Role, LinearStats]
 Progress = Callable[[str, int, int], None]
 
-FIRST, LAST = "first", "last"
 _CHECKED_TOKENS = 128  # of the sequence on which a fold is checked
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A recipe resolved against a spec."""
-
-    spec: DecoderSpec
-    recipe: Recipe
-    steps: Mapping[Role, Step]
-    encoders: Mapping[Role, Encoder]
-    transforms: tuple[tuple[Step, Transform, frozenset[Role]], ...]
-
-    def needs(self, role: Role) -> Needs:
-        """Statistics wanted of a role's input."""
-        needs = self.encoders[role].needs if role in self.encoders else Needs.NOTHING
-        for _, transform, chosen in self.transforms:
-            if role in chosen:
-                needs |= transform.needs
-        return needs
-
-    @property
-    def needs_data(self) -> bool:
-        return any(self.needs(role) for role in self.steps) or bool(self.transforms)
-
-    def stages(self) -> tuple[str, ...]:
-        return (FIRST, *map(str, range(len(self.spec.layers))), LAST)
-
-    def encoded_first(self) -> bool:
-        """Whether the embedding is encoded before the blocks: it is their input."""
-        return not self.needs(Role("embed"))
-
-
-def plan(recipe: Recipe, spec: DecoderSpec) -> Plan:
-    """Resolve and check. Raises ConfigError, FormatError."""
-    steps = assign(recipe, spec)
-    built = {id(step): build_encoder(step.method, step.options) for step in steps.values()}
-    encoders = {role: built[id(step)] for role, step in steps.items()}
-    for role, encoder in encoders.items():
-        if Needs.FISHER in encoder.needs:
-            raise ConfigError(
-                f"{steps[role].method} needs gradients of the loss, which compress doesn't gather"
-            )
-        if role.part == "embed" and encoder.needs and not spec.tied_head:
-            raise ConfigError(
-                f"embed has no inputs to gather statistics of, and {steps[role].method} needs them;"
-                " select embed with rtn in a later step"
-            )
-    return Plan(spec, recipe, steps, encoders, tuple(_transforms(recipe, spec, steps)))
-
-
-def _transforms(
-    recipe: Recipe, spec: DecoderSpec, steps: Mapping[Role, Step]
-) -> Iterator[tuple[Step, Transform, frozenset[Role]]]:
-    for step in recipe.steps:
-        if METHODS.get(step.method).kind == "transform":
-            chosen = selected(spec, step)
-            for role in chosen:
-                if role not in steps:
-                    raise ConfigError(
-                        f"{step.method} prepares {role_name(role)} for an encoder, and no step "
-                        "encodes it; select only what is encoded"
-                    )
-            yield step, build_transform(step.method, step.options), frozenset(chosen)
 
 
 class Driver:
@@ -124,7 +63,8 @@ class Driver:
             raise InternalError("this recipe needs calibration tokens")
         self._source, self._plan, self._work = source, plan, work
         self._spec = plan.spec
-        self._tokens = tokens if plan.needs_data else None
+        self._given = tokens
+        self._tokens = tokens if plan.gathers else None
 
     def run(self, progress: Progress | None = None) -> None:
         """Finish every stage. Raises NumericsError when a source weight is not finite, or when
@@ -141,10 +81,12 @@ class Driver:
             stage = self._first()
         elif name == LAST:
             stage = self._last()
-        else:
+        elif name.isdigit():
             stage = self._block(int(name))
+        else:
+            stage = train_stage(name, self._plan, self._source, self._given, self._work)
         self._work.write(name, stage)
-        if self._tokens is not None and name != FIRST:
+        if self._tokens is not None and (name == LAST or name.isdigit()):
             self._hidden(len(self._spec.layers) if name == LAST else int(name)).remove()
 
     def _first(self) -> Stage:
@@ -301,20 +243,42 @@ class Driver:
         what was encoded."""
         values: dict[Role, Tensor] = {}
         matrices: list[MatrixReport] = []
+        notes: list[str] = []
         for role, changed in tensors.items():
             name = artifact_name(self._spec, role)
             if role in self._plan.steps:
                 weight = loaded[role] if loaded else load_tensor(self._source, role)
-                tensor, report = self._encode(role, weight, stats.get(role, LinearStats()))
+                seen = stats.get(role, LinearStats())
+                mask = self._mask(role, weight, seen, notes)
+                tensor, report = self._encode(role, weight, seen, mask)
                 stage.add_matrix(name, tensor)
+                if mask is not None:
+                    stage.masks[name] = mask.numpy()
                 matrices.append(report)
                 values[role] = torch.from_numpy(tensor.dequantize())
             elif changed is not None:
                 stage.add_float32(name, changed.numpy())
             else:
                 self._copy(stage, name, role)
-        stage.report = StageReport(stage.report.name, tuple(matrices))
+        stage.report = StageReport(stage.report.name, tuple(matrices), notes=tuple(notes))
         return values
+
+    def _mask(
+        self, role: Role, weight: Tensor, stats: LinearStats, notes: list[str]
+    ) -> Tensor | None:
+        """What the pruner keeps of a matrix; None: all of it."""
+        if role not in self._plan.pruners:
+            return None
+        step, pruner = self._plan.pruners[role]
+        try:
+            if pruner.needs and not stats.tokens:
+                raise NumericsError("no calibration token reached it")
+            return pruner.mask(weight, stats)
+        except NumericsError as error:
+            if self._plan.recipe.fallback == "none":
+                raise NumericsError(f"{role_name(role)}: {error}") from error
+            notes.append(f"{role_name(role)} is not pruned by {step.method}: {error}")
+            return None
 
     def _copy(self, stage: Stage, name: str, role: Role) -> None:
         view = self._source.tensor(role)
@@ -325,7 +289,7 @@ class Driver:
             load_tensor(self._source, role)  # refuses weights that aren't finite
 
     def _encode(
-        self, role: Role, weight: Tensor, stats: LinearStats
+        self, role: Role, weight: Tensor, stats: LinearStats, mask: Tensor | None
     ) -> tuple[QuantizedTensor, MatrixReport]:
         step, encoder = self._plan.steps[role], self._plan.encoders[role]
         method, reason = step.method, ""
@@ -334,20 +298,26 @@ class Driver:
                 raise NumericsError(f"{method} is not for {role.part}")
             if encoder.needs and not stats.tokens:
                 raise NumericsError("no calibration token reached it")
-            tensor = encoder.encode(weight, step.target, stats)
+            tensor = encoder.encode(weight, step.target, stats, mask)
         except NumericsError as error:
             if self._plan.recipe.fallback == "none":
                 raise NumericsError(f"{role_name(role)}: {error}") from error
             method, reason = self._plan.recipe.fallback, str(error)
-            tensor = build_encoder(method, {}).encode(weight, step.target, stats)
+            tensor = build_encoder(method, {}).encode(weight, step.target, stats, mask)
         except FormatError as error:
             raise FormatError(f"{role_name(role)}: {error}") from error
-        return tensor, _measured(role_name(role), method, tensor, weight, stats, reason)
+        check_zeros(role_name(role), tensor, mask)
+        report = _measured(role_name(role), method, tensor, weight, stats, reason)
+        return tensor, report if mask is None else replace(report, zeros=_share(~mask))
 
     def _hidden(self, layer: int) -> HiddenStates:
         assert self._tokens is not None
         path = self._work.hidden(layer)
         return HiddenStates(path, self._tokens.shape[1], self._spec.hidden)
+
+
+def _share(chosen: Tensor) -> float:
+    return float(chosen.float().mean(dtype=torch.float64))
 
 
 def _with_folds(report: StageReport, folds: list[FoldReport]) -> StageReport:

@@ -14,11 +14,12 @@ import numpy.typing as npt
 from octavo._version import __version__
 from octavo.compress import calibration
 from octavo.compress.artifact import add_quality, model_files, publish, write_artifact
-from octavo.compress.driver import Driver, Plan, plan
+from octavo.compress.driver import Driver
+from octavo.compress.plan import Plan, plan
 from octavo.compress.quality import HeldOut, Quality, context_of, measure, windows_of
 from octavo.compress.recipe import Recipe
 from octavo.compress.report import CompressionReport
-from octavo.compress.state import Stage, WorkDirectory, locked
+from octavo.compress.state import Stage, WorkDirectory, locked, merged
 from octavo.core.errors import NumericsError, ResourceError, UserError
 from octavo.io.checkpoint import OpenModel, open_model
 from octavo.io.tokenizer import Tokenizer, load_tokenizer
@@ -68,10 +69,11 @@ def compress(
             with _clearing(work):
                 Driver(opened.source, resolved, material.tokens, work).run(progress)
             stages = [work.read(name) for name in resolved.stages()]
-            report = _report(opened, resolved, stages)
+            whole = merged(stages)
+            report = _report(opened, resolved, stages, whole)
             content = _content(recipe, material, files, opened, report)
             finished = work.path / "artifact"
-            write_artifact(finished, opened, stages, content)
+            write_artifact(finished, opened, whole, content)
             quality = _measured(finished, model, material, progress)
             publish(finished, out)
             work.remove()
@@ -185,12 +187,14 @@ def _content(
     }
 
 
-def _report(model: OpenModel, resolved: Plan, stages: Sequence[Stage]) -> CompressionReport:
+def _report(
+    model: OpenModel, resolved: Plan, stages: Sequence[Stage], whole: Stage
+) -> CompressionReport:
     spec = resolved.spec
     return CompressionReport(
         stages=tuple(stage.report for stage in stages),
         source_bytes=sum(tensor.nbytes for tensor in model.tensors.values()),
-        bytes=sum(array.nbytes for stage in stages for array in stage.arrays.values()),
+        bytes=sum(array.nbytes for array in whole.arrays.values()),
         parameters=sum(int(np.prod(role_shape(spec, role))) for role in roles(spec)),
     )
 

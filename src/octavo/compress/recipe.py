@@ -24,7 +24,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from octavo.compress.table import METHODS, build_encoder, build_transform, nearest
+from octavo.compress.table import KINDS, METHODS, Kind, build, build_encoder, nearest
 from octavo.core.errors import ConfigError
 from octavo.formats.number_format import NumberFormat
 from octavo.spec.decoder import DecoderSpec, Role
@@ -33,6 +33,7 @@ from octavo.spec.graph import linear_roles, role_shape
 ALL = ("*",)
 BLOCKS = ("layers.*",)
 _NOTHING: Mapping[str, object] = MappingProxyType({})
+_NOUNS = {"transform": "a transform", "prune": "a pruner", "train": "a trainer"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +69,11 @@ class Step:
             if not self.format:
                 raise ConfigError(f"step {self.method}: needs a format, such as int4_g64")
             NumberFormat.parse(self.format)
-            build_encoder(self.method, self.options)
-        else:
-            if self.format:
-                raise ConfigError(
-                    f"step {self.method}: a transform has no format; it serves the encoder's"
-                )
-            build_transform(self.method, self.options)
+        elif self.format:
+            raise ConfigError(
+                f"step {self.method}: {_NOUNS[kind]} has no format; it serves the encoder's"
+            )
+        build(self.method, self.options)
         if not self.select:
             raise ConfigError(f"step {self.method}: select is empty; leave it out for all blocks")
 
@@ -85,7 +84,8 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Steps in order: transforms, then encoders. `fallback` encodes what an encoder can't."""
+    """Steps in order: transforms, pruners, encoders, trainers. `fallback` encodes what an encoder
+    can't."""
 
     steps: tuple[Step, ...]
     fallback: str = "rtn"
@@ -96,8 +96,11 @@ class Recipe:
         kinds = [METHODS.get(step.method).kind for step in self.steps]
         if "encode" not in kinds:
             raise ConfigError("the recipe encodes nothing: add a step such as rtn with a format")
-        if sorted(kinds, reverse=True) != kinds:
-            raise ConfigError("transforms come before encoders: put their steps first")
+        if sorted(kinds, key=KINDS.index) != kinds:
+            raise ConfigError(
+                "steps are out of order: transforms come first, then pruners, encoders and, last, "
+                f"trainers; these are {', '.join(kinds)}"
+            )
         if self.fallback != "none":
             build_encoder(self.fallback, {})
         if type(self.seed) is not int or not 0 <= self.seed < 2**64:
@@ -166,33 +169,48 @@ def from_flags(
     seed: int = 0,
 ) -> Recipe:
     """The recipe of `--method M --format F --keep PART=F`: M on the blocks, round to nearest on
-    embedding and head, exceptions last. After a transform comes the encoder it goes with."""
+    embedding and head, exceptions last. A method of another kind brings the encoder it goes with.
+    """
     row = METHODS.get(method)
     encoder = method if row.kind == "encode" else row.encoder
-    steps = [Step(method)] if row.kind == "transform" else []
+    steps = [Step(method)] if row.kind in ("transform", "prune") else []
     steps.append(Step("rtn", format, ALL))
     if encoder != "rtn":
         steps.append(Step(encoder, format))
     for part, kept in keep:
         outside = part in ("embed", "head") or NumberFormat.parse(kept).plain
         steps.append(Step("rtn" if outside else encoder, kept, (part,)))
+    if row.kind == "train":
+        steps.append(Step(method, select=ALL))
     return Recipe(tuple(steps), calibration=calibration or Calibration(), seed=seed)
 
 
 def assign(recipe: Recipe, spec: DecoderSpec) -> dict[Role, Step]:
     """The encoding step of every matrix that one selects; shapes are checked.
 
-    Raises ConfigError for a selector that matches nothing, FormatError for a shape that can't take
-    its format.
+    Raises ConfigError for a selector that matches nothing and for a matrix that another kind of
+    step selects and none encodes, FormatError for a shape that can't take its format.
     """
-    found: dict[Role, Step] = {}
+    found = last_of_kind(recipe, spec, "encode")
     for step in recipe.steps:
-        matched = selected(spec, step)
-        if METHODS.get(step.method).kind == "encode":
-            found.update(dict.fromkeys(matched, step))
+        for role in selected(spec, step):
+            if role not in found:
+                raise ConfigError(
+                    f"{step.method} works on {role_name(role)}, and no step encodes it; select "
+                    "only what is encoded"
+                )
     for role, step in found.items():
         shape = role_shape(spec, role)
         step.target.groups((shape[0], shape[1]))
+    return found
+
+
+def last_of_kind(recipe: Recipe, spec: DecoderSpec, kind: Kind) -> dict[Role, Step]:
+    """The step of this kind that has the last word on each matrix that one selects."""
+    found: dict[Role, Step] = {}
+    for step in recipe.steps:
+        if METHODS.get(step.method).kind == kind:
+            found.update(dict.fromkeys(selected(spec, step), step))
     return found
 
 

@@ -12,10 +12,11 @@ class MatrixReport:
     """One encoded matrix.
 
     bits          per weight, scales included
-    weight_error  |W - Q|^2 / |W|^2
+    weight_error  |W - Q|^2 / |W|^2; after a train step, W is what it found encoded
     output_error  tr(D H D^T) / tr(W H W^T) with D = W - Q, where the step asked for H; else None
                   (as when it is no finite number)
     fallback      why another method than the step's encoded it; "" when none did
+    zeros         share of its weights that a pruner set to 0; None: nothing pruned it
     """
 
     name: str
@@ -25,6 +26,7 @@ class MatrixReport:
     weight_error: float
     output_error: float | None = None
     fallback: str = ""
+    zeros: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +80,16 @@ class CompressionReport:
         return 8 * self.bytes / self.parameters
 
     def matrices(self) -> Iterator[MatrixReport]:
-        for stage in self.stages:
-            yield from stage.matrices
+        """One of each name: what was done to it last."""
+        found = {matrix.name: matrix for stage in self.stages for matrix in stage.matrices}
+        yield from found.values()
 
     def fallbacks(self) -> tuple[MatrixReport, ...]:
         """Matrices that another method than their step's encoded."""
         return tuple(matrix for matrix in self.matrices() if matrix.fallback)
+
+    def notes(self) -> tuple[str, ...]:
+        return tuple(note for stage in self.stages for note in stage.notes)
 
     def rolled_back(self) -> tuple[FoldReport, ...]:
         return tuple(fold for stage in self.stages for fold in stage.folds if not fold.applied)

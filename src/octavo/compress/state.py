@@ -9,9 +9,9 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from octavo.compress.report import StageReport
 from octavo.core.errors import ConfigError, ResourceError
+from octavo.formats.floats import float_dtype
 from octavo.formats.number_format import FP32, NumberFormat
 from octavo.formats.quantized import QuantizedTensor
 from octavo.io.artifact import Entry, array_dtype, stored_array
@@ -28,15 +29,20 @@ from octavo.io.safetensors_file import open_safetensors, write_safetensors
 
 F32 = npt.NDArray[np.float32]
 Arrays = dict[str, npt.NDArray[np.generic]]
+_MASK = "mask of "
 
 
 @dataclass(slots=True)
 class Stage:
-    """What a stage adds to the artifact: arrays by their names in the file, and tensor entries."""
+    """What a stage adds to the artifact: arrays by their names in the file, and tensor entries.
+
+    masks  bool [out, in] of pruned matrices; they stay in the working directory
+    """
 
     report: StageReport
     arrays: Arrays
     entries: dict[str, Entry]
+    masks: dict[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
 
     def add_matrix(self, name: str, tensor: QuantizedTensor) -> None:
         self.entries[name] = Entry(tensor.format, tensor.shape)
@@ -49,6 +55,39 @@ class Stage:
     def add_float32(self, name: str, values: F32) -> None:
         self.entries[name] = Entry(FP32, values.shape)
         self.arrays[name] = values
+
+    def matrix(self, name: str) -> QuantizedTensor:
+        """The matrix that was added under this name."""
+        entry = self.entries[name]
+        shape = (entry.shape[0], entry.shape[1])
+        if entry.format.plain:
+            state = {f"{name}.codes": self.arrays[name]}
+        else:
+            state = {f"{name}.{part}": self.arrays[f"{name}.{part}"] for part in self._parts(name)}
+            if entry.format.scale == "e8m0":
+                scales = state[f"{name}.scales"]
+                state[f"{name}.scales"] = scales.view(float_dtype("e8m0"))
+        return QuantizedTensor.from_state(state, name, entry.format, shape)
+
+    def _parts(self, name: str) -> list[str]:
+        return [key[len(name) + 1 :] for key in self.arrays if key.startswith(f"{name}.")]
+
+    def _drop(self, name: str) -> None:
+        for key in [name, *(f"{name}.{part}" for part in self._parts(name))]:
+            self.arrays.pop(key, None)
+        self.entries.pop(name, None)
+
+
+def merged(stages: Sequence[Stage]) -> Stage:
+    """All as one, without a report; where two hold the same tensor, the later one counts."""
+    whole = Stage(StageReport("all"), {}, {})
+    for stage in stages:
+        for name in stage.entries:
+            whole._drop(name)
+        whole.arrays.update(stage.arrays)
+        whole.entries.update(stage.entries)
+        whole.masks.update(stage.masks)
+    return whole
 
 
 class WorkDirectory:
@@ -91,7 +130,8 @@ class WorkDirectory:
             "report": json.dumps(stage.report.to_dict()),
             "entries": json.dumps(entries),
         }
-        write_safetensors(self._stage(name), stage.arrays, metadata)
+        masks = {f"{_MASK}{key}": mask.view(np.uint8) for key, mask in stage.masks.items()}
+        write_safetensors(self._stage(name), {**stage.arrays, **masks}, metadata)
 
     def read(self, name: str) -> Stage:
         """A finished stage; its arrays are the file's own memory."""
@@ -102,7 +142,12 @@ class WorkDirectory:
             for key, value in json.loads(file.metadata["entries"]).items()
         }
         arrays = {key: _array(t.type, t.rows(), t.shape) for key, t in file.tensors.items()}
-        return Stage(report, arrays, entries)
+        masks = {
+            key.removeprefix(_MASK): arrays.pop(key).view(np.bool_)
+            for key in list(arrays)
+            if key.startswith(_MASK)
+        }
+        return Stage(report, arrays, entries, masks)
 
     def hidden(self, layer: int) -> Path:
         """Where the inputs of block `layer` are kept."""

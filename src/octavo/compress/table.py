@@ -8,17 +8,18 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Literal, NamedTuple
 
-from octavo.compress.base import Encoder, Transform
+from octavo.compress.base import Encoder, Pruner, Trainer, Transform
 from octavo.core.errors import ConfigError, InternalError
 from octavo.core.registry import Registry
 
-Kind = Literal["transform", "encode"]
+Kind = Literal["transform", "prune", "encode", "train"]
+KINDS: tuple[Kind, ...] = ("transform", "prune", "encode", "train")  # their order in a recipe
 
 
 class Method(NamedTuple):
     """A row of the table; `type` is "module:Class", a dataclass whose fields are its options.
 
-    encoder  of a transform: the one that its paper goes on with.
+    encoder  of all other kinds: the one that its paper goes with.
     """
 
     name: str
@@ -56,6 +57,31 @@ def build_transform(name: str, options: Mapping[str, object]) -> Transform:
     if not hasattr(built, "plan"):
         raise InternalError(f"{name} is no transform")
     return built  # type: ignore[return-value]
+
+
+def build_pruner(name: str, options: Mapping[str, object]) -> Pruner:
+    """A pruner with its options. Raises ConfigError."""
+    built = _build(name, options)
+    if not hasattr(built, "mask"):
+        raise InternalError(f"{name} is no pruner")
+    return built  # type: ignore[return-value]
+
+
+def build_trainer(name: str, options: Mapping[str, object]) -> Trainer:
+    """A trainer with its options. Raises ConfigError."""
+    built = _build(name, options)
+    if not hasattr(built, "train"):
+        raise InternalError(f"{name} is no trainer")
+    return built  # type: ignore[return-value]
+
+
+def build(name: str, options: Mapping[str, object]) -> object:
+    """A method of any kind, to see whether its options are right. Raises ConfigError."""
+    makers = {
+        "transform": build_transform, "prune": build_pruner, "encode": build_encoder,
+        "train": build_trainer,
+    }  # fmt: skip
+    return makers[METHODS.get(name).kind](name, options)
 
 
 def _build(name: str, options: Mapping[str, object]) -> object:
