@@ -117,9 +117,16 @@ def _q6_k(p: _Parts) -> list[U8]:
     return [low, high, p[1], p[3]]
 
 
+def _iq4_xs(p: _Parts) -> list[U8]:
+    scales = p[1] + np.uint8(32)
+    high, low = runs(scales >> np.uint8(4), 1, 2), runs(_low(scales, 4), 1, 4)
+    return [p[3], high, low, runs(p[0], 16, 4)]
+
+
 _JOINERS: dict[str, Callable[[_Parts], list[U8]]] = {
     "Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q5_1": _q5_1, "Q8_0": _q8_0, "Q2_K": _q2_k,
     "Q3_K": _q3_k, "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k, "IQ4_NL": _q4_0,
+    "IQ4_XS": _iq4_xs,
 }  # fmt: skip
 
 

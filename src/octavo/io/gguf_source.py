@@ -25,7 +25,7 @@ _ROPE_TENSORS = {
 }
 _EOS_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 # Sampling defaults that a header may carry -> generation_config.json's names.
-_SAMPLING = {
+SAMPLING = {
     "temp": "temperature",
     "top_k": "top_k",
     "top_p": "top_p",
@@ -71,7 +71,7 @@ def eos_ids(metadata: GgufMetadata) -> tuple[int, ...]:
 
 def sampling_defaults(metadata: GgufMetadata) -> Mapping[str, float]:
     """general.sampling.* under the names of generation_config.json."""
-    found = {name: metadata.number(f"general.sampling.{key}") for key, name in _SAMPLING.items()}
+    found = {name: metadata.number(f"general.sampling.{key}") for key, name in SAMPLING.items()}
     return {name: value for name, value in found.items() if value is not None}
 
 

@@ -146,7 +146,7 @@ def _sentencepiece(
 
     scores = _scores(metadata, len(tokens))
     types = _types(metadata, len(tokens))
-    pairs = _derived_merges(tokens, scores, types)
+    pairs = derived_merges(tokens, scores, types)
     merges = [(tokens[left], tokens[right]) for left, right in pairs.tolist()]
     unknown = _id(metadata, "tokenizer.ggml.unknown_token_id", len(tokens))
     unknown_text = tokens[unknown] if unknown is not None else None
@@ -196,7 +196,7 @@ def _piece_decoder(strip: bool) -> tokenizers.decoders.Decoder:
     return decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if strip else steps)
 
 
-def _derived_merges(
+def derived_merges(
     tokens: list[str], scores: npt.NDArray[np.float32], types: npt.NDArray[np.int32]
 ) -> npt.NDArray[np.int32]:
     """Merges as rows (left id, right id), earliest first; from the cache when it has them."""

@@ -18,7 +18,7 @@ _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _UPPER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}"
 _LOWER = r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
 
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _QWEN2 = rf"{_CONTRACTION}|{_WORD}|\p{{N}}|{_SYMBOLS}|{_SPACES}"
 _LLAMA3 = rf"{_CONTRACTION}|{_WORD}|\p{{N}}{{1,3}}|{_SYMBOLS}|{_SPACES}"
 _QWEN35 = (
@@ -74,9 +74,9 @@ def _rows() -> list[tuple[tuple[str, ...], PreTokenizer]]:
     )
     deepseek3 = (r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", _DEEPSEEK3)
     return [
-        (_GPT2_NAMES, PreTokenizer((_GPT2,))),
-        (_DIGIT_NAMES, PreTokenizer((r"\p{N}", _GPT2))),
-        (("falcon",), PreTokenizer((punctuation, _GPT2, "[0-9][0-9][0-9]"))),
+        (_GPT2_NAMES, PreTokenizer((GPT2_PATTERN,))),
+        (_DIGIT_NAMES, PreTokenizer((r"\p{N}", GPT2_PATTERN))),
+        (("falcon",), PreTokenizer((punctuation, GPT2_PATTERN, "[0-9][0-9][0-9]"))),
         (("qwen2",), PreTokenizer((_QWEN2,), nfc=True)),
         (_QWEN2_PLAIN_NAMES, PreTokenizer((_QWEN2,))),
         (("qwen35",), PreTokenizer((_QWEN35,))),
