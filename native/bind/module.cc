@@ -110,13 +110,14 @@ void bind_executor(nb::module_& m) {
           "batch"_a, "result"_a, nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>())
       .def(
           "step",
-          [](Executor& e, int n_seqs, const nb::object& logits, const nb::object& hidden) {
+          [](Executor& e, int n_seqs, const nb::object& logits, const nb::object& hidden,
+             int times) {
             const RowsOut to_logits = rows_out(logits, e.plan().vocab);
             const RowsOut to_hidden = rows_out(hidden, e.plan().hidden);
             const nb::gil_scoped_release release;
-            return static_cast<int>(e.step(n_seqs, to_logits, to_hidden));
+            return static_cast<int>(e.step(n_seqs, to_logits, to_hidden, times));
           },
-          "n_seqs"_a, "logits"_a.none(), "hidden"_a.none())
+          "n_seqs"_a, "logits"_a.none(), "hidden"_a.none(), "times"_a = 1)
       .def_prop_ro("wanted", &Executor::wanted)
       .def_prop_ro("kv_lost", &Executor::kv_lost)
       .def("cancel", [](Executor& e) { e.pool().cancel(); })

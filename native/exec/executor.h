@@ -20,11 +20,22 @@ class Executor {
         step_(plan_, pool_) {}
 
   void bind(const StepArrays& arrays) { arrays_ = arrays; }
-  RunStatus step(int n_seqs, const RowsOut& logits, const RowsOut& hidden) {
-    step_.prepare(arrays_, n_seqs, logits, hidden, cache_);
-    return step_.run();
+  // One step, or the same sequences' next `times` tokens. Results stand one time after the other.
+  RunStatus step(int n_seqs, const RowsOut& logits, const RowsOut& hidden, int times) {
+    StepArrays arrays = arrays_;
+    wanted_ = 0;
+    for (int i = 0; i < times; ++i) {
+      if (i != 0) step_.advance(arrays);
+      step_.prepare(arrays, n_seqs, logits, hidden, cache_);
+      if (i == 0) step_.check_times(times);
+      const RunStatus status = step_.run();
+      if (status != RunStatus::kDone) return status;
+      wanted_ += step_.wanted();
+      if (step_.kv_lost() != 0) break;
+    }
+    return RunStatus::kDone;
   }
-  int wanted() const { return step_.wanted(); }
+  int wanted() const { return wanted_; }
   int64_t kv_lost() const { return step_.kv_lost(); }
 
   ThreadPool& pool() { return pool_; }
@@ -41,6 +52,7 @@ class Executor {
   ThreadPool pool_;
   Step step_;
   StepArrays arrays_{};
+  int wanted_ = 0;  // results of the last call
 };
 
 }  // namespace octavo

@@ -211,6 +211,32 @@ RunStatus Step::run() {
   return status;
 }
 
+void Step::check_times(int times) const {
+  check(times >= 1 && int64_t{times} * n_seqs_ <= a_.max_tokens, "times", times,
+        "1 to as many as have room for their results");
+  if (times == 1) return;
+  check(rows_ == n_seqs_, "the number of rows", rows_, "one a sequence, when run several times");
+  for (int s = 0; s < n_seqs_; ++s) {
+    const std::string who = "sequence " + std::to_string(s);
+    check((a_.want[s] & ~kLogprobs) == kToken, "what is wanted of " + who, a_.want[s],
+          "a token, when run several times");
+    check(a_.state_slot[s] < 0 && a_.mask_state[s] == kNoMask, "the state slot or mask of " + who,
+          a_.state_slot[s], "none, when run several times");
+  }
+}
+
+void Step::advance(StepArrays& arrays) const {
+  for (int s = 0; s < n_seqs_; ++s) {
+    arrays.token[s] = arrays.out_token[s];
+    ++arrays.position[s];
+  }
+  arrays.out_row += n_seqs_;
+  arrays.out_token += n_seqs_;
+  arrays.out_logprob += n_seqs_;
+  arrays.out_top_token += int64_t{n_seqs_} * kMaxLogprobs;
+  arrays.out_top_logprob += int64_t{n_seqs_} * kMaxLogprobs;
+}
+
 std::vector<std::vector<double>> Step::stage_seconds() const {
   const double tick = tick_.seconds();
   std::vector<std::vector<double>> seconds;

@@ -47,7 +47,8 @@ enum MaskState : int32_t { kNoMask = 0, kPending = 1, kReady = 2 };
 
 // The arrays of backends/base.py's StepBatch, and of the result.
 struct StepArrays {
-  const int32_t *token, *position, *target, *row_start, *block_table, *adapter, *state_slot;
+  int32_t *token, *position;  // `advance` writes the next ones
+  const int32_t *target, *row_start, *block_table, *adapter, *state_slot;
   const uint8_t* want;
   const uint64_t* seed;
   const int32_t *choice, *top_k, *n_logprobs, *bias_start, *bias_token;
@@ -126,6 +127,13 @@ class Step {
   void prepare(const StepArrays& arrays, int n_seqs, const RowsOut& logits, const RowsOut& hidden,
                const KvCache& cache);
   RunStatus run();
+  // Throws std::invalid_argument unless the step that was prepared may run `times` times: one row a
+  // sequence, which wants a token, nothing that another thread or the caller has to see in between,
+  // and room for all results.
+  void check_times(int times) const;
+  // After a run: each sequence's new token becomes its row, one position on, and `arrays` say where
+  // the next results go.
+  void advance(StepArrays& arrays) const;
 
   int wanted() const { return static_cast<int>(wanted_.size()); }
   // Keys and values of the last step that the cache's format could not hold (table.h, kv_write).

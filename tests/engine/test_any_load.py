@@ -59,15 +59,16 @@ class AnyLoad(RuleBasedStateMachine):
         blocks=st.sampled_from([0, 1, 5, 30, 100]),
         max_tokens=st.integers(1, 9),
         max_seqs=st.integers(1, 5),
+        ahead=st.booleans(),
     )
-    def start(self, windows, block_size, blocks, max_tokens, max_seqs) -> None:
+    def start(self, windows, block_size, blocks, max_tokens, max_seqs, ahead) -> None:
         self.now = 0.0
         least = CONTEXT // block_size  # one request of the whole context
         config = RuntimeConfig(
             max_tokens=max(max_tokens, max_seqs), max_seqs=max_seqs, context=CONTEXT,
             block_size=block_size,
         )  # fmt: skip
-        executor = fake_executor(VOCAB, windows, max(least + blocks, 7), config)
+        executor = fake_executor(VOCAB, windows, max(least + blocks, 7), config, ahead)
         self.executor, self.engine = executor, Engine(executor, clock=lambda: self.now)
         self.requests: dict[str, Request] = {}
         self.tokens: dict[tuple[str, int], list[int]] = {}
@@ -124,6 +125,10 @@ class AnyLoad(RuleBasedStateMachine):
     @rule(rows=st.integers(1, 8))
     def change_pace(self, rows) -> None:
         self.engine.pace.rows = rows
+
+    @rule(most=st.integers(1, 6))
+    def change_ahead(self, most) -> None:
+        self.engine.ahead.most = most
 
     @rule(count=st.integers(1, 4))
     def steps(self, count) -> None:

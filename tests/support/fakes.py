@@ -13,6 +13,7 @@ import numpy as np
 
 from octavo.backends.base import (
     F32,
+    MASK_NONE,
     MAX_LOGPROBS,
     WANT_LOGPROBS,
     WANT_NORMED,
@@ -266,6 +267,30 @@ class FakeExecutor:
         self.closed = True
 
 
+class FakeAheadExecutor(FakeExecutor):
+    """Runs several tokens a call, and refuses what may not run ahead."""
+
+    def step_times(self, batch: StepBatch, times: int) -> StepResult:
+        n = batch.n_seqs
+        assert times * n <= self.config.max_tokens
+        if times > 1:
+            assert batch.row_start[n] == n
+            assert set(batch.want[:n].tolist()) <= {WANT_TOKEN, WANT_TOKEN | WANT_LOGPROBS}
+            assert (batch.state_slot[:n] < 0).all()
+            assert (batch.mask_state[:n] == MASK_NONE).all()
+        results = []
+        for again in range(times):
+            if again:
+                batch.token[:n] = results[-1].token
+                batch.position[:n] += 1
+            results.append(self.step(batch))
+        columns = (
+            np.concatenate([getattr(result, name) for result in results])
+            for name in ("row", "token", "logprob", "top_token", "top_logprob")
+        )
+        return StepResult(times * n, *columns)
+
+
 def _params(batch: StepBatch, seq: int) -> SamplingParams:
     return SamplingParams(
         temperature=float(batch.temperature[seq]),
@@ -300,10 +325,12 @@ def fake_executor(
     windows: tuple[int | None, ...] = (None,),
     kv_blocks: int = 32,
     config: RuntimeConfig | None = None,
+    ahead: bool = False,
 ) -> FakeExecutor:
     """Small enough that blocks, budget and slots all run short."""
     config = config or RuntimeConfig(max_tokens=6, max_seqs=3, context=24, block_size=4)
-    return FakeExecutor(FakeModel(vocab, windows), config, (kv_blocks,) * len(windows))
+    kind = FakeAheadExecutor if ahead else FakeExecutor
+    return kind(FakeModel(vocab, windows), config, (kv_blocks,) * len(windows))
 
 
 def fake_engine(delay: float = 0.0, store: str = "", **config: object) -> Engine:

@@ -265,6 +265,21 @@ class Executor(Protocol):
 
 
 @runtime_checkable
+class RunsAhead(Protocol):
+    """An executor that can go on by itself for some tokens."""
+
+    def step_times(self, batch: StepBatch, times: int) -> StepResult:
+        """`times` steps in one call: behind each, every sequence's token becomes its row, one
+        position on (in `batch.token` and `batch.position`). The same bits as `times` calls.
+
+        Every sequence has one row, which wants a token and at most its log-probabilities, blocks
+        for `times` tokens, no state slot and no mask; times * n_seqs is at most max_tokens. Entries
+        of the result stand one time after the other. Raises what `step` raises; after a
+        StepCancelled none of the tokens counts.
+        """
+
+
+@runtime_checkable
 class StageTimed(Protocol):
     """An executor that keeps its own stage times."""
 

@@ -8,8 +8,9 @@ import threading
 import time
 from collections.abc import Callable, Container
 
-from octavo.backends.base import Executor, StepCancelled, StepResult
+from octavo.backends.base import Executor, RunsAhead, StepCancelled, StepResult
 from octavo.core.errors import OctavoError, OverloadedError
+from octavo.engine.ahead import Ahead
 from octavo.engine.blocks import KvPool
 from octavo.engine.constraint import Grammars, MaskFiller, Vocabulary
 from octavo.engine.deadlines import Deadlines
@@ -64,6 +65,7 @@ class Engine:
         )
         self._deadlines = Deadlines(clock)
         self.pace = pace or Pace(self.limits.max_tokens)
+        self.ahead = Ahead()
         self._clock = clock
         self._filler = Filler(executor, blocks)
         self._lock = threading.RLock()  # guards the next; reentrant, as the collector may cancel
@@ -113,7 +115,8 @@ class Engine:
     def _step(self) -> list[Output]:
         if self.prefixes is not None:
             self.prefixes.expire()
-        plan = self.scheduler.schedule(self.pace.rows)
+        ahead = self.ahead.times if isinstance(self.executor, RunsAhead) else 1
+        plan = self.scheduler.schedule(self.pace.rows, ahead)
         if not plan.chunks:
             return []
         try:
@@ -145,13 +148,18 @@ class Engine:
         self._enter(plan)
         begin = self._clock()
         try:
-            result = self.executor.step(batch)
+            if plan.times > 1 and isinstance(self.executor, RunsAhead):
+                result = self.executor.step_times(batch, plan.times)
+            else:
+                result = self.executor.step(batch)
             seconds = self._clock() - begin
         finally:
             self._masks.end()
             self._leave()
         rows, sequences = int(batch.row_start[batch.n_seqs]), batch.n_seqs
-        self.last = LastStep(rows, sequences, seconds)
+        self.last = LastStep(rows, sequences, seconds / plan.times)
+        if rows == sequences:
+            self.ahead.note(seconds, plan.times)
         if rows > sequences:  # a step of decodes can't be cut
             self.pace.note(rows, sequences, seconds, full=plan.budget <= 0)
         return result

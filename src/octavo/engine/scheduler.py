@@ -138,9 +138,10 @@ class Scheduler:
         self._waiting.add(sequence)
         self._fork_when_due(sequence)
 
-    def schedule(self, prefill: int | None = None) -> StepPlan:
-        """The next step, of at most `prefill` rows (at least 1) besides the decodes. Its chunks are
-        empty only when nothing is left, or after preemptions."""
+    def schedule(self, prefill: int | None = None, ahead: int = 1) -> StepPlan:
+        """The next step, of at most `prefill` rows (at least 1) besides the decodes; of up to
+        `ahead` tokens a sequence where there are only decodes, all may run ahead and none waits.
+        Its chunks are empty only when nothing is left, or after preemptions."""
         decodes: list[Sequence] = []
         behind: list[Sequence] = []
         for sequence in self._running:
@@ -148,8 +149,13 @@ class Scheduler:
         most = self.limits.max_tokens
         # Decodes come on top, so that none waits and what has begun always gets a row.
         plan = StepPlan(most if prefill is None else min(most, len(decodes) + prefill))
+        if not behind:
+            plan.times = self._reserve(decodes, ahead)
         for sequence in decodes:
-            self._advance(sequence, 1, plan)
+            if plan.times > 1:
+                plan.add(sequence, 1)
+            else:
+                self._advance(sequence, 1, plan)
         for sequence in behind:
             self._advance(sequence, min(sequence.lag, plan.budget), plan)
         if not plan.preempted:  # what was freed at a price is not given to newcomers
@@ -158,6 +164,24 @@ class Scheduler:
             if chunk.sequence.lease.copies_due:
                 plan.copies += chunk.sequence.lease.take_copies()
         return plan
+
+    def _reserve(self, decodes: list[Sequence], ahead: int) -> int:
+        """Blocks for some tokens of every sequence, `ahead` at most; how many tokens. 1: nothing
+        was reserved."""
+        if ahead < 2 or not decodes or self._waiting:
+            return 1
+        if not all(sequence.may_run_ahead for sequence in decodes):
+            return 1
+        room = min(sequence.limit - len(sequence.tokens) for sequence in decodes)
+        times = min(ahead, room, self.limits.max_tokens // len(decodes))
+        if times < 2:
+            return 1
+        for count, sequence in enumerate(decodes):
+            if not sequence.lease.extend(times):
+                for other in decodes[:count]:
+                    other.lease.truncate(other.computed)
+                return 1
+        return times
 
     def _advance(self, sequence: Sequence, count: int, plan: StepPlan) -> None:
         while sequence.slot >= 0 and count > 0:
@@ -240,6 +264,8 @@ class Scheduler:
 
     def commit(self, plan: StepPlan, result: StepResult) -> list[Output]:
         """Take in what the step brought. Finished sequences give back their blocks."""
+        if plan.times > 1:
+            return self._commit_times(plan, result)
         tokens = result.token[: result.n].tolist()
         outputs: list[Output] = []
         entry = 0
@@ -267,6 +293,27 @@ class Scheduler:
             self._fork_when_due(sequence)
         if entry != result.n:
             raise InternalError(f"the step gave {result.n} entries where {entry} were wanted")
+        return outputs
+
+    def _commit_times(self, plan: StepPlan, result: StepResult) -> list[Output]:
+        """The same for a plan that ran ahead. What came behind a sequence's end never was."""
+        if result.n != plan.times * len(plan.chunks):
+            raise InternalError(f"{result.n} entries of {len(plan.chunks)} x {plan.times} tokens")
+        tokens = result.token[: result.n].tolist()
+        ended: set[Sequence] = set()
+        outputs: list[Output] = []
+        for entry, token in enumerate(tokens):
+            sequence = plan.chunks[entry % len(plan.chunks)].sequence
+            if sequence in ended:
+                continue
+            sequence.computed += 1
+            self._waiting.charge(sequence.request.tenant, 1, True)
+            if self.reuse is not None:
+                self.reuse.publish(sequence)
+            output = self._append(sequence, token, sampled_logprobs(sequence, result, entry), ())
+            outputs.append(output)
+            if output.finish is not None:
+                ended.add(sequence)
         return outputs
 
     def _append(

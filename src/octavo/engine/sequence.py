@@ -55,6 +55,15 @@ class Sequence:
         return len(self.tokens) - self.n_prompt
 
     @property
+    def may_run_ahead(self) -> bool:
+        """Whether it only decodes, and its next tokens depend on nothing but those before them: no
+        mask, no counts, no stop tokens that are held back until min_tokens."""
+        params = self.request.params
+        decodes = self.computed >= self.n_prompt - 1 and not self.unborn
+        settled = self.n_output >= params.min_tokens and not params.penalized
+        return decodes and settled and self.constraint is None and not self.request.pooled
+
+    @property
     def lag(self) -> int:
         """Tokens to catch up. A parent stops short of the prompt's last token: each choice
         computes that one itself, and so samples its own first token."""
@@ -87,13 +96,16 @@ def chunk_of(sequence: Sequence, size: int) -> Chunk:
 
 @dataclass(slots=True)
 class StepPlan:
-    """What the next step runs. copies come before it, in order."""
+    """What the next step runs. copies come before it, in order.
+
+    times: tokens that each sequence gets; above 1 all chunks are decodes that may run ahead."""
 
     budget: int
     chunks: list[Chunk] = field(default_factory=list)
     copies: list[Copy] = field(default_factory=list)
     admitted: list[Sequence] = field(default_factory=list)  # began or began again
     preempted: int = 0
+    times: int = 1
 
     def add(self, sequence: Sequence, count: int) -> None:
         self.chunks.append(chunk_of(sequence, count))

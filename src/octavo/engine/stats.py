@@ -11,7 +11,8 @@ from octavo.engine.scheduler import Scheduler
 
 
 class LastStep(NamedTuple):
-    """What the last step was. rows: tokens; seconds: in the executor."""
+    """What the last step was. rows: tokens; seconds: in the executor (of several tokens in one
+    call: a token's share)."""
 
     rows: int = 0
     sequences: int = 0

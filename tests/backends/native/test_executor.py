@@ -19,6 +19,7 @@ from octavo.backends.base import (
     WANT_HIDDEN,
     WANT_LOGITS,
     WANT_NORMED,
+    WANT_NOTHING,
     WANT_TARGET,
     WANT_TOKEN,
     KvFormat,
@@ -323,6 +324,56 @@ def test_an_invalid_batch_is_refused_before_it_runs(change, says: str) -> None: 
     change(batch)
     with pytest.raises(InternalError, match=says):
         executor.step(batch)
+
+
+def test_several_tokens_in_one_call_are_those_of_single_steps() -> None:
+    executor, found = load_native(SPECS["gemma"], CONFIG), []
+    for calls in ((1, 1, 1, 1, 1, 1), (4, 2)):
+        batch, said = new_batch(executor), []
+        chunks = [Chunk([7 + s], 0, 4 * s) for s in range(3)]
+        lay_out(batch, chunks, WANT_TOKEN)
+        batch.block_table[0, :3, 1] = [1, 5, 9]
+        batch.temperature[:3], batch.seed[:3] = 1.0, 11
+        for times in calls:
+            result = executor.step_times(batch, times)
+            assert result.n == 3 * times
+            said += result.token.reshape(-1, 3).tolist()
+            batch.token[:3] = said[-1]
+            batch.position[:3] += 1
+        found.append(said)
+    assert found[0] == found[1]
+    assert len(found[0]) == 6
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda b: b.want.__setitem__(1, WANT_TOKEN | WANT_HIDDEN), "what is wanted of sequence 1"),
+        (lambda b: b.want.__setitem__(0, WANT_NOTHING), "what is wanted of sequence 0"),
+        (lambda b: b.state_slot.__setitem__(1, 0), "the state slot or mask of sequence 1"),
+        (lambda b: b.mask_state.__setitem__(0, 2), "the state slot or mask of sequence 0"),
+        (lambda b: b.row_start.__setitem__(2, 3), "one a sequence"),
+        (lambda b: b.block_table.__setitem__((0, 0, 1), -1), "needs a block"),
+    ],
+)
+def test_what_may_not_run_ahead_is_refused(change, says: str) -> None:  # type: ignore[no-untyped-def]
+    executor = load_native(SPECS["llama"], CONFIG)
+    batch = new_batch(executor)
+    lay_out(batch, [Chunk([1], 14, 0), Chunk([2], 14, 4), Chunk([3], 14, 8)], WANT_TOKEN)
+    batch.n_seqs = 2
+    batch.block_table[0, :2, :2] = [[0, 1], [4, 5]]
+    batch.hidden = np.zeros((4, executor.spec.hidden), np.float32)
+    change(batch)
+    with pytest.raises(InternalError, match=says):
+        executor.step_times(batch, 4)
+
+
+def test_results_of_all_tokens_need_room() -> None:
+    executor = load_native(SPECS["llama"], CONFIG)
+    batch = new_batch(executor)
+    lay_out(batch, [Chunk([1], 0, 0)], WANT_TOKEN)
+    with pytest.raises(InternalError, match=f"times is {CONFIG.max_tokens + 1}"):
+        executor.step_times(batch, CONFIG.max_tokens + 1)
 
 
 def test_a_cancelled_step_stops_and_the_next_one_runs() -> None:

@@ -66,11 +66,14 @@ class NativeExecutor:
     def step(self, batch: StepBatch) -> StepResult:
         """Raises StepCancelled, InternalError when the batch is invalid (then nothing ran), and
         UnsupportedError when keys or values of its rows exceed what the cache's format holds."""
+        return self.step_times(batch, 1)
+
+    def step_times(self, batch: StepBatch, times: int) -> StepResult:
         native = self._open()
         try:
             if batch is not self._bound:
                 self._bind(native, batch)
-            status = native.step(batch.n_seqs, batch.logits, batch.hidden)
+            status = native.step(batch.n_seqs, batch.logits, batch.hidden, times)
         except ValueError as error:
             raise InternalError(f"invalid batch: {error}") from error
         if native.kv_lost:
