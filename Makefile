@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH ?= torch==2.13.0
 DEMO_PROMPT ?= Give three tips for learning to cook.
 
-.PHONY: demo test lint unit native check sanitize fuzz accept wheel wheel-aarch64 clean
+.PHONY: demo test lint unit interop native check sanitize fuzz accept wheel wheel-aarch64 clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/octavo run smollm2-135m "$(DEMO_PROMPT)"
@@ -34,7 +34,12 @@ $(VENV)/.dev: $(VENV)/.tools pyproject.toml CMakeLists.txt $(SOURCES)
 test: lint unit
 
 unit: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not interop" -n 2 --dist loadfile
+
+# Other projects' clients against the server; OpenAI's for Node is fetched into the cache.
+interop: $(VENV)/.dev
+	$(PIP) install -q --no-build-isolation ".[interop]"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m interop
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check src tests benchmarks scripts examples

@@ -3,10 +3,13 @@
     python benchmarks/soak.py smollm2-135m --format int4_g32 --minutes 10 --requests 5000
     python benchmarks/soak.py smollm2-135m --format int4_g32 --quick
 
-Runs until both the minutes and the requests are done. Every greedy answer that ends is compared
-with the same prompt's answer alone, token for token; answers other than 200 and the 400 of an
-over-long prompt are failures; at the end nothing runs or waits, no block is in use, and the memory
-of server and engine is what it was after the warm-up, within 2 %. Exit status 1 when one is not so.
+Runs until both the minutes and the requests are done: whole answers and streams, free and held to a
+schema, several choices, sampled ones, streams that their client leaves, over-long prompts. Every
+greedy answer that ends is compared with the same prompt's answer alone, token for token; answers
+other than 200 and the 400 of an over-long prompt are failures; at the end nothing runs or waits, no
+block is in use, and the memory of server and engine has not grown by more than 2 % from the second
+quarter of the run to the last (medians: what is allocated at a moment comes and goes).
+Exit status 1 when one is not so. The JSON has the memory at all points.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import asyncio
 import json
 import random
 import re
+import statistics
 import sys
 import time
 from collections import Counter
@@ -27,9 +31,17 @@ from server_process import Running, octavo_server
 
 _AT_ONCE = 24
 _TOLERANCE = 0.02  # of memory
-_WARM = 0.25  # of the requests and of the time, before memory is noted
 _PROMPTS = 60
 _CONTEXT = 512
+_POINTS = 20  # of memory in the report
+_SCHEMAS: tuple[dict[str, Any], ...] = (
+    {"type": "object", "properties": {"port": {"type": "integer"}, "calm": {"type": "boolean"}},
+     "required": ["port", "calm"], "additionalProperties": False},
+    {"type": "array", "items": {"enum": ["sea", "ship", "salt"]}, "maxItems": 4},
+    {"type": "object", "properties": {"name": {"type": "string", "maxLength": 12}},
+     "required": ["name"], "additionalProperties": False},
+)  # fmt: skip
+_FREE = -1  # in place of a schema's number
 _WORDS = ("the", "old", "sea", "was", "calm", "and", "a", "ship", "came", "home", "with", "salt")
 
 
@@ -40,41 +52,47 @@ class Soak:
     server: Running
     http: httpx.AsyncClient
     prompts: list[str]
-    alone: dict[str, list[int]] = field(default_factory=dict)
+    alone: dict[tuple[str, int], list[int]] = field(default_factory=dict)
     seen: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
     compared: int = 0
 
-    def body(self, prompt: str, **fields: Any) -> dict[str, Any]:
+    def body(self, prompt: str, schema: int = _FREE, **fields: Any) -> dict[str, Any]:
+        held = {} if schema == _FREE else {"guided_json": _SCHEMAS[schema]}
         return {"prompt": prompt, "max_tokens": 32, "temperature": 0, "return_token_ids": True,
-                **fields}  # fmt: skip
+                **held, **fields}  # fmt: skip
 
     async def learn(self) -> None:
-        """Every prompt's answer, one after another."""
+        """Every prompt's answers, one after another: free, and held to each schema."""
         for prompt in self.prompts:
-            answer = await self.http.post("/v1/completions", json=self.body(prompt))
-            self.alone[prompt] = answer.json()["choices"][0]["token_ids"]
+            for schema in range(_FREE, len(_SCHEMAS)):
+                body = self.body(prompt, schema)
+                answer = await self.http.post("/v1/completions", json=body)
+                self.alone[prompt, schema] = answer.json()["choices"][0]["token_ids"]
 
     async def one(self, rng: random.Random) -> None:
         kinds = (self.whole, self.streamed, self.dropped, self.choices, self.sampled, self.too_long)
         kind = rng.choices(kinds, (30, 20, 20, 10, 10, 10))[0]
-        self.seen[kind.__name__] += 1
+        schema = rng.choice((_FREE, _FREE, *range(len(_SCHEMAS))))
+        self.seen[f"{kind.__name__}, {'free' if schema == _FREE else 'schema'}"] += 1
         try:
-            await kind(rng, rng.choice(self.prompts))
+            await kind(rng, rng.choice(self.prompts), schema)
         except (httpx.HTTPError, ValueError, LookupError) as error:
             self.faults.append(f"{kind.__name__}: {type(error).__name__}: {error}")
 
-    async def whole(self, rng: random.Random, prompt: str) -> None:
-        self.judge(prompt, await self.ask(self.body(prompt, priority=rng.choice((0, 0, 1)))))
+    async def whole(self, rng: random.Random, prompt: str, schema: int) -> None:
+        body = self.body(prompt, schema, priority=rng.choice((0, 0, 1)))
+        self.judge(prompt, schema, await self.ask(body))
 
-    async def choices(self, rng: random.Random, prompt: str) -> None:
-        self.judge(prompt, await self.ask(self.body(prompt, n=rng.randint(2, 4))))
+    async def choices(self, rng: random.Random, prompt: str, schema: int) -> None:
+        body = self.body(prompt, schema, n=rng.randint(2, 4))
+        self.judge(prompt, schema, await self.ask(body))
 
-    async def sampled(self, rng: random.Random, prompt: str) -> None:
-        await self.ask(self.body(prompt, temperature=1.0, user=rng.choice("xyz")))
+    async def sampled(self, rng: random.Random, prompt: str, schema: int) -> None:
+        await self.ask(self.body(prompt, schema, temperature=1.0, user=rng.choice("xyz")))
 
-    async def too_long(self, rng: random.Random, prompt: str) -> None:
-        body = self.body(prompt * rng.randint(40, 80))
+    async def too_long(self, rng: random.Random, prompt: str, schema: int) -> None:
+        body = self.body(prompt * rng.randint(40, 80), schema)
         answer = await self.http.post("/v1/completions", json=body)
         if answer.status_code != 400:
             self.faults.append(f"an over-long prompt: status {answer.status_code}")
@@ -86,18 +104,18 @@ class Soak:
             return []
         return [choice["token_ids"] for choice in answer.json()["choices"]]
 
-    async def streamed(self, rng: random.Random, prompt: str) -> None:
-        self.judge(prompt, [await self.read(prompt, 10**9)])
+    async def streamed(self, rng: random.Random, prompt: str, schema: int) -> None:
+        self.judge(prompt, schema, [await self.read(prompt, schema, 10**9)])
 
-    async def dropped(self, rng: random.Random, prompt: str) -> None:
+    async def dropped(self, rng: random.Random, prompt: str, schema: int) -> None:
         """A stream that its client leaves in the middle."""
-        got = await self.read(prompt, rng.randint(0, 4))
-        if got != self.alone[prompt][: len(got)]:
+        got = await self.read(prompt, schema, rng.randint(0, 4))
+        if got != self.alone[prompt, schema][: len(got)]:
             self.faults.append(f"a stream began otherwise: {prompt[:40]!r}")
 
-    async def read(self, prompt: str, events: int) -> list[int]:
+    async def read(self, prompt: str, schema: int, events: int) -> list[int]:
         tokens: list[int] = []
-        body = self.body(prompt, stream=True)
+        body = self.body(prompt, schema, stream=True)
         async with self.http.stream("POST", "/v1/completions", json=body) as answer:
             async for line in answer.aiter_lines():
                 if events <= 0 or line == "data: [DONE]":
@@ -107,11 +125,11 @@ class Soak:
                     tokens += json.loads(line[6:])["choices"][0]["token_ids"]
         return tokens
 
-    def judge(self, prompt: str, answers: list[list[int]]) -> None:
+    def judge(self, prompt: str, schema: int, answers: list[list[int]]) -> None:
         for tokens in answers:
             self.compared += 1
-            if tokens != self.alone[prompt]:
-                self.faults.append(f"another answer than alone: {prompt[:40]!r}")
+            if tokens != self.alone[prompt, schema]:
+                self.faults.append(f"another answer than alone: {prompt[:40]!r}, schema {schema}")
 
     async def gauges(self) -> dict[str, float]:
         text = (await self.http.get("/metrics")).text
@@ -126,35 +144,48 @@ async def soak(server: Running, minutes: float, requests: int, seed: int) -> dic
     async with httpx.AsyncClient(base_url=server.url, timeout=600, limits=limits) as http:
         run = Soak(server, http, prompts)
         await run.learn()
-        memory, count = await _load(run, rng, minutes, requests)
+        points = await _load(run, rng, minutes, requests)
         gauges = await _idle(run)
-    last = server.memory()
-    growth = {name: last[name] / size - 1 for name, size in memory.items()}
+        points.append(server.memory())
+    growth = _growth(points)
     run.faults += [f"{name} is {value} at rest" for name, value in gauges.items() if value]
     run.faults += [f"memory of the {name} grew by {100 * share:.1f} %"
                    for name, share in growth.items() if share > _TOLERANCE]  # fmt: skip
-    return {"requests": count, "kinds": dict(run.seen), "compared": run.compared,
-            "memory_after_warm_up": memory, "growth": growth, "faults": run.faults}  # fmt: skip
+    return {"requests": run.seen.total(), "kinds": dict(run.seen), "compared": run.compared,
+            "memory": points, "growth": growth, "faults": run.faults}  # fmt: skip
+
+
+def _growth(points: list[dict[str, int]]) -> dict[str, float]:
+    """Per process, from the second quarter to the last; the first warms up."""
+    quarter = len(points) // 4
+    second, last = points[quarter : 2 * quarter], points[-quarter:]
+
+    def middle(part: list[dict[str, int]], name: str) -> float:
+        return statistics.median(point[name] for point in part)
+
+    return {name: middle(last, name) / middle(second, name) - 1 for name in points[0]}
 
 
 async def _load(
     run: Soak, rng: random.Random, minutes: float, requests: int
-) -> tuple[dict[str, int], int]:
-    """The memory after the warm-up, and how many requests were sent."""
-    begin, count, memory = time.monotonic(), 0, dict[str, int]()
-    end = begin + 60 * minutes
+) -> list[dict[str, int]]:
+    """Until minutes and requests are done; the memory at points that are equally far apart."""
+    begin, count, points = time.monotonic(), 0, list[dict[str, int]]()
+
+    def done() -> float:
+        passed = (time.monotonic() - begin) / (60 * minutes) if minutes else 1.0
+        return min(passed, count / requests)
 
     async def worker() -> None:
-        nonlocal count, memory
-        while count < requests or time.monotonic() < end:
+        nonlocal count
+        while done() < 1:
             count += 1
             await run.one(rng)
-            warm = time.monotonic() >= begin + _WARM * (end - begin) and count >= _WARM * requests
-            if warm and not memory:
-                memory = run.server.memory()
+            if done() >= len(points) / _POINTS:
+                points.append(run.server.memory())
 
     await asyncio.gather(*(worker() for _ in range(_AT_ONCE)))
-    return memory, count
+    return points
 
 
 async def _idle(run: Soak) -> dict[str, float]:

@@ -255,6 +255,7 @@ LogSoftmax log_softmax(const KernelTable& table, const float* logits, int vocab)
 
 void top_tokens(const float* logits, int vocab, int count, SampleScratch& scratch,
                 int32_t* tokens) {
+  if (count <= 0) return;  // only the chosen token's is wanted: the heap would have no front
   const auto before = [logits](int32_t a, int32_t b) {
     return logits[a] > logits[b] || (logits[a] == logits[b] && a < b);
   };

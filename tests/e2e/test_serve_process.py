@@ -97,6 +97,19 @@ def test_a_killed_engine_is_back_and_nobody_hangs(model: Path) -> None:
         assert complete(server.url).json()["choices"][0]["text"] == before
 
 
+@pytest.mark.parametrize("alternatives", [0, 3])
+def test_logprobs_with_and_without_alternatives(model: Path, alternatives: int) -> None:
+    with serving(model) as server:
+        answer = complete(server.url, logprobs=alternatives, max_tokens=3, echo=True)
+        found = answer.json()["choices"][0]["logprobs"]
+        first, *others = found["top_logprobs"]
+        assert first is None  # nothing predicts a prompt's first token
+        # by text, and some tokens read alike
+        assert all(bool(top) == bool(alternatives) for top in others)
+        assert max(len(top) for top in others) <= alternatives
+        assert health(server.url)[1]["restarts"] == 0
+
+
 def test_sigterm_lets_what_runs_finish_and_leaves_nothing(model: Path) -> None:
     with serving(model) as server:
         engine = server.engine_pid()

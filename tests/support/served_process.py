@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -18,9 +19,10 @@ from support.model_files import HIDDEN, MODELS, weights, write_gguf
 from support.tokenizers import byte_level_metadata
 
 
-def tiny_chat_gguf(path: Path) -> Path:
+def tiny_chat_gguf(path: Path, context: int = 128) -> Path:
     """Two layers of random weights behind a byte-level tokenizer with a chat template."""
     model, metadata = MODELS["qwen3"], byte_level_metadata()
+    model = dataclasses.replace(model, header={**model.header, "context_length": context})
     tensors, rng = weights(model), np.random.default_rng(1)
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         shape = len(metadata["tokenizer.ggml.tokens"]), HIDDEN

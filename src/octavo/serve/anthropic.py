@@ -20,7 +20,7 @@ from octavo.serve.calls import AnswerReader, CallBegin, CallText, Part, Thought
 from octavo.serve.chat import Chat, Collected, merge
 from octavo.serve.errors import ApiError
 from octavo.serve.prompts import chat_prompt
-from octavo.serve.protocol import Body, ChatRequest
+from octavo.serve.protocol import Body, ChatRequest, listed, message_schema, parts
 from octavo.serve.served import ServedModel
 from octavo.serve.wording import new_id
 
@@ -29,9 +29,14 @@ _KINDS = {400: "invalid_request_error", 401: "authentication_error", 404: "not_f
 _encode = msgspec.json.Encoder().encode
 
 
+_Messages = Annotated[
+    list[dict[str, Any]], listed(message_schema(parts("text"), "user", "assistant"))
+]
+
+
 class MessagesRequest(Body):
     model: str | None = None
-    messages: list[dict[str, Any]]
+    messages: _Messages
     max_tokens: Annotated[int, Field(ge=1)]
     system: str | list[dict[str, Any]] | None = None
     stop_sequences: list[str] | None = None
@@ -46,7 +51,7 @@ class MessagesRequest(Body):
 
 class CountTokensRequest(Body):
     model: str | None = None
-    messages: list[dict[str, Any]]
+    messages: _Messages
     system: str | list[dict[str, Any]] | None = None
     tools: list[dict[str, Any]] | None = None
 
@@ -54,6 +59,11 @@ class CountTokensRequest(Body):
 def error_body(error: ApiError) -> dict[str, Any]:
     kind = _KINDS.get(error.status, "api_error")
     return {"type": "error", "error": {"type": kind, "message": str(error)}}
+
+
+def body_for(path: str, error: ApiError) -> dict[str, Any]:
+    """The error as the clients of a path read it."""
+    return error_body(error) if path.startswith("/v1/messages") else error.body()
 
 
 def chat_messages(

@@ -25,6 +25,7 @@ from octavo.serve.embeddings import Embeddings, EmbeddingsRequest
 from octavo.serve.errors import ApiError, api_error
 from octavo.serve.guard import Guard
 from octavo.serve.metrics import Metrics, Stopwatch
+from octavo.serve.openapi import document
 from octavo.serve.protocol import (
     ChatRequest,
     CompletionRequest,
@@ -189,7 +190,7 @@ async def parse(request: Request, kind: type[B]) -> B:
 def create_app(model: ServedModel, settings: ServeSettings) -> tuple[FastAPI, Server]:
     """The app, its guard included, and the state behind it."""
     server = Server(model, settings)
-    app = FastAPI(title="Octavo", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(openapi_url=None)  # it would know no bodies: `openapi.document` does
     _add_errors(app)
     _add_generation(app, server)
     _add_information(app, server)
@@ -207,22 +208,17 @@ def create_app(model: ServedModel, settings: ServeSettings) -> tuple[FastAPI, Se
     return app, server
 
 
-def _body(request: Request, error: ApiError) -> dict[str, Any]:
-    """The error as the clients of this path read it."""
-    ours = not request.url.path.startswith("/v1/messages")
-    return error.body() if ours else anthropic.error_body(error)
-
-
 def _add_errors(app: FastAPI) -> None:
     async def answer(request: Request, error: Exception) -> Response:
         told = _told(error)
-        return json_response(_body(request, told), told.status, told.headers)
+        return json_response(anthropic.body_for(request.url.path, told), told.status, told.headers)
 
     async def http(request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 500
         detail = error.detail if isinstance(error, HTTPException) else "failed"
+        headers = error.headers if isinstance(error, HTTPException) else None
         told = ApiError(status, f"{request.method} {request.url.path}: {detail}")
-        return json_response(_body(request, told), status)
+        return json_response(anthropic.body_for(request.url.path, told), status, headers)
 
     kinds: Iterable[type[Exception]] = (ApiError, OctavoError, Exception)
     for kind in kinds:
@@ -316,6 +312,10 @@ def _add_information(app: FastAPI, server: Server) -> None:
     @app.get("/metrics")
     async def metrics() -> Response:
         return Response(server.metrics.render(), media_type="text/plain; version=0.0.4")
+
+    @app.get("/openapi.json")
+    async def openapi() -> Response:
+        return json_response(document(model.names))
 
     @app.get("/version")
     async def version() -> Response:

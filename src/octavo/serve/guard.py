@@ -6,6 +6,7 @@ import hmac
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
+from octavo.serve.anthropic import body_for
 from octavo.serve.errors import ApiError
 from octavo.serve.wording import json_bytes
 
@@ -36,7 +37,7 @@ class Guard:
         try:
             self._check(scope)
         except ApiError as error:
-            await _refuse(error, send)
+            await _refuse(scope["path"], error, send)
             return
         await self._app(scope, _Counted(receive, self._max_body), send)
 
@@ -87,8 +88,8 @@ class _Counted:
         return message
 
 
-async def _refuse(error: ApiError, send: Send) -> None:
-    body = json_bytes(error.body())
+async def _refuse(path: str, error: ApiError, send: Send) -> None:
+    body = json_bytes(body_for(path, error))
     headers = {"content-type": "application/json", "content-length": str(len(body))}
     pairs = [(k.lower().encode(), v.encode()) for k, v in {**headers, **error.headers}.items()]
     await send({"type": "http.response.start", "status": error.status, "headers": pairs})

@@ -20,6 +20,7 @@ from octavo.io.checkpoint import read_header
 from octavo.io.hub import resolve_model
 from octavo.io.tokenizer import load_tokenizer
 from octavo.serve.app import Server, ServeSettings, create_app
+from octavo.serve.heap import share_one_heap
 from octavo.serve.served import ServedModel
 
 _DRAIN_SECONDS = 30
@@ -34,6 +35,7 @@ def serve_model(
 ) -> ServedModel:
     """Load a model in a process of its own. Raises what keeps it from loading. `prefix_store`: a
     directory that keeps pinned prefixes, or empty."""
+    share_one_heap()
     path = resolve_model(model)
     header = read_header(path)
     tokenizer = load_tokenizer(path, header.metadata if header.kind == "gguf" else None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -18,7 +18,14 @@ from octavo.serve.answering import Answering, Pieces
 from octavo.serve.chat import Chat, merge
 from octavo.serve.errors import ApiError
 from octavo.serve.items import Items
-from octavo.serve.protocol import Body, ChatRequest, PromptCacheOptions
+from octavo.serve.protocol import (
+    Body,
+    ChatRequest,
+    PromptCacheOptions,
+    listed,
+    message_schema,
+    parts,
+)
 from octavo.serve.served import ServedModel
 from octavo.serve.wording import new_id
 
@@ -26,9 +33,13 @@ _MOST_STORED = 1000
 _encode = msgspec.json.Encoder().encode
 
 
+_ITEM = message_schema(parts("input_text"), "system", "developer", "user", "assistant")
+_Items = Annotated[list[dict[str, Any]], listed(_ITEM)]
+
+
 class ResponsesRequest(Body):
     model: str | None = None
-    input: str | list[dict[str, Any]] | None = None
+    input: str | _Items | None = None
     instructions: str | None = None
     previous_response_id: str | None = None
     max_output_tokens: int | None = None

@@ -140,6 +140,12 @@ def test_top_logprobs_are_sorted_and_exact(isa: str) -> None:
     np.testing.assert_allclose(values, logs[order], rtol=2**-22, atol=2**-22)
 
 
+@pytest.mark.parametrize("isa", ["generic", ""])
+def test_no_alternatives_are_none(isa: str) -> None:
+    """The chosen token's log-probability alone: what `logprobs: true` asks for in a chat."""
+    assert _native.testing.top_logprobs(isa, np.ones(VOCAB, np.float32), 0) == ([], [])
+
+
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**31 - 1), st.integers(0, 100))
 def test_draws_are_pythons(seed: int, position: int, choice: int) -> None:
     assert _native.testing.uniform_draw(seed, position, choice, 0) == uniform(
