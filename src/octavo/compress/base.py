@@ -112,6 +112,9 @@ class Encoder(Protocol):
     weight  fp32 [out, in];  mask  bool [out, in] or None: False weights become exact zeros.
     Raises FormatError when `target` is not one of its kinds or the shape can't take it, and
     NumericsError when the statistics can't be used (the driver then falls back as the recipe says).
+
+    Two attributes are optional: `skips`, parts that the method isn't meant for, and `sequential`,
+    True when statistics shall come from the block with its earlier matrices encoded.
     """
 
     needs: ClassVar[Needs]

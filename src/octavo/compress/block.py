@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from octavo.backends.reference.decoder import ReferenceDecoder
+from octavo.backends.reference.kv import WholeKv
 from octavo.backends.reference.options import Precision, ReferenceOptions
 from octavo.backends.reference.weights import Formats, Weights
 from octavo.compress.base import ScaleFold
 from octavo.core.errors import InternalError, NumericsError
 from octavo.formats.number_format import FP32
 from octavo.io.weights import WeightSource
-from octavo.spec.decoder import DecoderSpec, Role
+from octavo.spec.decoder import DecoderSpec, Part, Role
 from octavo.spec.graph import FoldEdge, fold_edges, linear_roles, role_shape, roles
 
 F32 = npt.NDArray[np.float32]
@@ -40,17 +41,48 @@ class BlockDecoder(ReferenceDecoder):
     def run_layer(self, layer: int, x: Tensor) -> Tensor:
         """The block's output [tokens, hidden] for one whole sequence [tokens, hidden]."""
         with torch.no_grad():
-            return self.layer(layer, x, self._rope(layer, len(x)), self.new_kv())
+            return self.layer(layer, x, self._rope(layer, len(x)), WholeKv())
 
     def attention(self, layer: int, x: Tensor) -> Tensor:
         """The attention's output for one whole sequence of normed inputs."""
         with torch.no_grad():
-            return self._attention(layer, x, self._rope(layer, len(x)), self.new_kv())
+            return self._attention(layer, x, self._rope(layer, len(x)), WholeKv())
 
     def mlp(self, layer: int, x: Tensor, expert: int | None) -> Tensor:
         """The MLP's output for normed rows; of one expert where that is given."""
         with torch.no_grad():
             return self._mlp(layer, x) if expert is None else self._gated(layer, x, expert)
+
+    def normed_input(self, layer: int, x: Tensor, norm: Part) -> Tensor:
+        """What the readers of `norm` get, for hidden states x."""
+        with torch.no_grad():
+            return self._norm(x, norm, layer)
+
+    def mixed(self, layer: int, x: Tensor) -> Tensor:
+        """o's input for one whole sequence of hidden states."""
+        with torch.no_grad():
+            normed = self._norm(x, "attn_norm", layer)
+            return self._mixed(layer, normed, self._rope(layer, len(x)), WholeKv())
+
+    def after_attention(self, layer: int, x: Tensor, mixed: Tensor) -> Tensor:
+        """The hidden states between attention and MLP, from those before and o's input."""
+        with torch.no_grad():
+            branch = self._linear(mixed, Role("o", layer), Role("o_bias", layer))
+            return self._added(x, branch, "attn_post_norm", layer)
+
+    def product(self, layer: int, x: Tensor) -> Tensor:
+        """down's input of a dense MLP, for the hidden states between attention and MLP."""
+        with torch.no_grad():
+            return self._product(layer, self._norm(x, "mlp_norm", layer), None)
+
+    def after_mlp(self, layer: int, x: Tensor, product: Tensor | None) -> Tensor:
+        """The block's output from the hidden states in its middle and, if known, down's input."""
+        with torch.no_grad():
+            if product is None:
+                branch = self._mlp(layer, self._norm(x, "mlp_norm", layer))
+            else:
+                branch = self._linear(product, Role("down", layer), Role("down_bias", layer))
+            return self._added(x, branch, "mlp_post_norm", layer)
 
     def linear(self, role: Role, x: Tensor) -> Tensor:
         """One linear layer's output without its bias."""

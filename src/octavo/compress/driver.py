@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,7 @@ from octavo.compress.block import (
 from octavo.compress.plan import FIRST, LAST, Plan
 from octavo.compress.recipe import role_name
 from octavo.compress.report import FoldReport, MatrixReport, StageReport
+from octavo.compress.sequential import GROUPS, Gather, SequentialBlock
 from octavo.compress.state import HiddenStates, Stage, WorkDirectory
 from octavo.compress.stats import StatsGatherer, rescaled, sampled_sequences
 from octavo.compress.table import build_encoder
@@ -38,7 +40,7 @@ from octavo.formats.number_format import NumberFormat
 from octavo.formats.quantized import QuantizedTensor
 from octavo.io.artifact import artifact_name
 from octavo.io.weights import WeightSource
-from octavo.spec.decoder import Role
+from octavo.spec.decoder import Part, Role
 from octavo.spec.graph import fold_edges, head_role, role_shape, roles, shared_inputs
 
 I64 = npt.NDArray[np.int64]
@@ -109,19 +111,53 @@ class Driver:
 
     def _block(self, layer: int) -> Stage:
         weights = load_block(self._source, self._spec, layer)
-        stats = self._gather(layer, weights)
+        sequential = self._tokens is not None and self._plan.sequential(layer)
+        needs = self._plan.transform_needs if sequential else self._plan.needs
+        stats = self._gather(layer, weights, needs)
         stage = Stage(StageReport(f"layer {layer}"), {}, {})
         after, stats, folds = self._transformed(layer, weights, stats)
         changed = {role: after[role] if after[role] is not w else None
                    for role, w in weights.items()}  # fmt: skip
-        encoded = self._store(stage, changed, stats, after)
+        if sequential:
+            self._in_order(stage, layer, changed, after)
+        else:
+            encoded = self._store(stage, changed, stats, after)
+            if self._tokens is not None:
+                compressed = BlockDecoder(self._spec, {**after, **encoded})
+                inputs = self._hidden(layer).read()
+                outputs = (compressed.run_layer(layer, torch.from_numpy(x)).numpy() for x in inputs)
+                self._hidden(layer + 1).write(outputs)
         stage.report = _with_folds(stage.report, folds)
-        if self._tokens is not None:
-            compressed = BlockDecoder(self._spec, {**after, **encoded})
-            inputs = self._hidden(layer).read()
-            outputs = (compressed.run_layer(layer, torch.from_numpy(x)).numpy() for x in inputs)
-            self._hidden(layer + 1).write(outputs)
         return stage
+
+    def _in_order(
+        self, stage: Stage, layer: int, tensors: Mapping[Role, Tensor | None], after: Weights
+    ) -> None:
+        """Encode group by group, each on what the block gives with the earlier ones encoded."""
+        assert self._tokens is not None
+        length, now = self._tokens.shape[1], dict(after)
+        passes = SequentialBlock(self._spec, layer, self._hidden(layer), length, self._work.path)
+        for group, parts in enumerate(GROUPS):
+            leader, gatherers = self._gatherers(layer, self._plan.encoder_needs, parts)
+            passes.pass_group(group, now, self._gather_into(gatherers))
+            found = {first: gatherer.stats() for first, gatherer in gatherers.items()}
+            stats = {role: found[first] for role, first in leader.items()}
+            mine = {role: t for role, t in tensors.items() if role.part in parts}
+            now.update(self._store(stage, mine, stats, after))
+        self._hidden(layer + 1).write(passes.outputs(now))
+        grouped = {part for parts in GROUPS for part in parts}
+        rest = {role: t for role, t in tensors.items() if role.part not in grouped}
+        self._store(stage, rest, {}, after)
+
+    def _gather_into(self, gatherers: Mapping[Role, StatsGatherer]) -> Gather:
+        assert self._tokens is not None
+        kept = sampled_sequences(*self._tokens.shape)
+
+        def gather(sequence: int, role: Role, x: Tensor) -> None:
+            if role in gatherers:
+                gatherers[role].add(x, sequence in kept)
+
+        return gather
 
     def _last(self) -> Stage:
         """The final norm, the head, and a tied embedding whose encoder needs data."""
@@ -145,35 +181,30 @@ class Driver:
             gatherer.add(decoder.final_norm(torch.from_numpy(x)), n in kept)
         return {head: gatherer.stats()}
 
-    def _gather(self, layer: int, weights: Weights) -> Stats:
+    def _gather(self, layer: int, weights: Weights, needs: Callable[[Role], Needs]) -> Stats:
         """Statistics per role; roles that share an input share them."""
         if self._tokens is None:
             return {}
-        leader, gatherers = self._gatherers(layer)
-        sampled = False
-
-        def watch(role: Role, x: Tensor) -> None:
-            if role in gatherers:
-                gatherers[role].add(x, sampled)
-
+        leader, gatherers = self._gatherers(layer, needs)
         if gatherers:
-            decoder = BlockDecoder(self._spec, weights)
-            decoder.watcher = watch
-            kept = sampled_sequences(*self._tokens.shape)
+            decoder, gather = BlockDecoder(self._spec, weights), self._gather_into(gatherers)
             for n, x in enumerate(self._hidden(layer).read()):
-                sampled = n in kept
+                decoder.watcher = partial(gather, n)
                 decoder.run_layer(layer, torch.from_numpy(x))
         stats = {role: gatherer.stats() for role, gatherer in gatherers.items()}
         return {role: stats[first] for role, first in leader.items()}
 
-    def _gatherers(self, layer: int) -> tuple[dict[Role, Role], dict[Role, StatsGatherer]]:
+    def _gatherers(
+        self, layer: int, needs_of: Callable[[Role], Needs], parts: tuple[Part, ...] = ()
+    ) -> tuple[dict[Role, Role], dict[Role, StatsGatherer]]:
         """(role -> the role of its group that is watched, watched role -> its gatherer)."""
         leader: dict[Role, Role] = {}
         gatherers: dict[Role, StatsGatherer] = {}
         for group in shared_inputs(self._spec, layer):
             needs = Needs.NOTHING
             for role in group:
-                needs |= self._plan.needs(role)
+                if not parts or role.part in parts:
+                    needs |= needs_of(role)
             if needs:
                 leader.update(dict.fromkeys(group, group[0]))
                 width = role_shape(self._spec, group[0])[1]
@@ -260,7 +291,9 @@ class Driver:
                 stage.add_float32(name, changed.numpy())
             else:
                 self._copy(stage, name, role)
-        stage.report = StageReport(stage.report.name, tuple(matrices), notes=tuple(notes))
+        before = stage.report
+        matrices, notes = [*before.matrices, *matrices], [*before.notes, *notes]
+        stage.report = StageReport(before.name, tuple(matrices), notes=tuple(notes))
         return values
 
     def _mask(

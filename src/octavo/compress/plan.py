@@ -34,13 +34,26 @@ class Plan:
 
     def needs(self, role: Role) -> Needs:
         """Statistics wanted of a role's input."""
+        return self.encoder_needs(role) | self.transform_needs(role)
+
+    def encoder_needs(self, role: Role) -> Needs:
+        """Those of its encoder and pruner."""
         needs = self.encoders[role].needs if role in self.encoders else Needs.NOTHING
-        if role in self.pruners:
-            needs |= self.pruners[role][1].needs
+        return needs | self.pruners[role][1].needs if role in self.pruners else needs
+
+    def transform_needs(self, role: Role) -> Needs:
+        needs = Needs.NOTHING
         for _, transform, chosen in self.transforms:
             if role in chosen:
                 needs |= transform.needs
         return needs
+
+    def sequential(self, layer: int) -> bool:
+        """Whether an encoder wants each group's statistics after earlier ones are encoded."""
+        return any(
+            role.layer == layer and getattr(encoder, "sequential", False)
+            for role, encoder in self.encoders.items()
+        )
 
     @property
     def gathers(self) -> bool:

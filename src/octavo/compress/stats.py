@@ -29,7 +29,8 @@ class StatsGatherer:
         if Needs.MEAN_ABS in self._needs:
             self._sum_abs += x.abs().sum(dim=0, dtype=torch.float64)
         if self._products is not None:
-            self._products.addmm_(x.T, x)
+            rows = x.numpy()
+            self._products += torch.from_numpy(rows.T @ rows)  # numpy's is symmetric: half the work
         if Needs.SAMPLES in self._needs and sampled:
             self._samples.append(x.clone())
 

@@ -35,12 +35,12 @@ def attend(
     scores = torch.einsum("ngrd,mgd->grnm", grouped, k) * spec.scale
     if spec.softcap is not None:
         scores = spec.softcap * torch.tanh(scores / spec.softcap)
-    scores = scores.masked_fill(~_visible(spec.window, q_at, k_at), float("-inf"))
+    scores = scores.masked_fill(~visible(spec.window, q_at, k_at), float("-inf"))
     mixed = torch.einsum("grnm,mgd->ngrd", torch.softmax(scores, dim=-1), v)
     return mixed.reshape(n, heads, dim)
 
 
-def _visible(window: int | None, q_at: torch.Tensor, k_at: torch.Tensor) -> torch.Tensor:
+def visible(window: int | None, q_at: torch.Tensor, k_at: torch.Tensor) -> torch.Tensor:
     """[n, m]: the key isn't later than the query and, with a window, among the last `window`."""
     behind = q_at[:, None] - k_at[None, :]
     seen = behind >= 0

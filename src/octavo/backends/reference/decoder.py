@@ -76,11 +76,10 @@ class ReferenceDecoder:
         self, layer: int, x: torch.Tensor, table: tuple[torch.Tensor, torch.Tensor], kv: KvStore
     ) -> torch.Tensor:
         """One block: x [rows, hidden] plus what attention and MLP add to it."""
-        post = self.spec.layers[layer].post_norms
         branch = self._attention(layer, self._norm(x, "attn_norm", layer), table, kv)
-        x = x + (self._norm(branch, "attn_post_norm", layer) if post else branch)
+        x = self._added(x, branch, "attn_post_norm", layer)
         branch = self._mlp(layer, self._norm(x, "mlp_norm", layer))
-        return x + (self._norm(branch, "mlp_post_norm", layer) if post else branch)
+        return self._added(x, branch, "mlp_post_norm", layer)
 
     def head(self, x: torch.Tensor) -> torch.Tensor:
         """Logits [rows, vocab] of hidden states."""
@@ -92,17 +91,28 @@ class ReferenceDecoder:
         """Hidden states behind the final norm, [rows, hidden]."""
         return self._norm(x, "final_norm")
 
+    def _added(self, x: torch.Tensor, branch: torch.Tensor, post: Part, layer: int) -> torch.Tensor:
+        """The residual stream after a branch, which some families norm once more."""
+        normed = self.spec.layers[layer].post_norms
+        return x + (self._norm(branch, post, layer) if normed else branch)
+
     def _attention(
         self, layer: int, x: torch.Tensor, table: tuple[torch.Tensor, torch.Tensor], kv: KvStore
     ) -> torch.Tensor:
+        mixed = self._mixed(layer, x, table, kv)
+        return self._linear(mixed, Role("o", layer), Role("o_bias", layer))
+
+    def _mixed(
+        self, layer: int, x: torch.Tensor, table: tuple[torch.Tensor, torch.Tensor], kv: KvStore
+    ) -> torch.Tensor:
+        """What the heads give, side by side: o's input."""
         spec = self.spec.layers[layer].attention
         q = self._heads(x, Role("q", layer), Role("q_bias", layer))
         k = self._heads(x, Role("k", layer), Role("k_bias", layer))
         v = self._heads(x, Role("v", layer), Role("v_bias", layer))
         if spec.qk_norm:
             q, k = self._norm(q, "q_norm", layer), self._norm(k, "k_norm", layer)
-        mixed = kv.attend(layer, spec, rotate(q, *table), rotate(k, *table), v)
-        return self._linear(mixed.flatten(-2), Role("o", layer), Role("o_bias", layer))
+        return kv.attend(layer, spec, rotate(q, *table), rotate(k, *table), v).flatten(-2)
 
     def _heads(self, x: torch.Tensor, role: Role, bias: Role) -> torch.Tensor:
         """[rows, heads, head_dim] of q, k or v."""
@@ -127,11 +137,15 @@ class ReferenceDecoder:
 
     def _gated(self, layer: int, x: torch.Tensor, expert: int | None) -> torch.Tensor:
         """down(act(gate(x)) * up(x))"""
+        product = self._product(layer, x, expert)
+        return self._linear(product, Role("down", layer, expert), Role("down_bias", layer))
+
+    def _product(self, layer: int, x: torch.Tensor, expert: int | None) -> torch.Tensor:
+        """act(gate(x)) * up(x): down's input."""
         gate = self._linear(x, Role("gate", layer, expert), Role("gate_bias", layer))
         up = self._linear(x, Role("up", layer, expert), Role("up_bias", layer))
         silu = self.spec.layers[layer].mlp.activation == "silu"
-        product = (F.silu(gate) if silu else F.gelu(gate, approximate="tanh")) * up
-        return self._linear(product, Role("down", layer, expert), Role("down_bias", layer))
+        return (F.silu(gate) if silu else F.gelu(gate, approximate="tanh")) * up
 
     def _linear(self, x: torch.Tensor, role: Role, bias: Role | None = None) -> torch.Tensor:
         rule: ActivationRule = self.rules[role]

@@ -8,9 +8,10 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 from octavo.backends.base import KvFormat, KvLayout, StepBatch
-from octavo.backends.reference.attention import attend
+from octavo.backends.reference.attention import attend, visible
 from octavo.backends.reference.rounding import round_kv
 from octavo.core.errors import InternalError
 from octavo.spec.decoder import AttentionSpec
@@ -50,6 +51,30 @@ class DenseKv:
         self._kv[layer] = (k, v)
         at = torch.arange(k.shape[0], device=k.device)
         return attend(spec, q, k, v, at[-q.shape[0] :], at)
+
+
+class WholeKv:
+    """For whole sequences that nothing follows: keeps nothing, and takes torch's fused attention,
+    which is several times faster than the formula and rounds differently."""
+
+    def attend(
+        self, layer: int, spec: AttentionSpec, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> torch.Tensor:
+        at = torch.arange(len(q), device=q.device)
+        if spec.softcap is not None:
+            return attend(spec, q, k, v, at, at)
+        masked = spec.window is not None and spec.window < len(q)
+        shared = spec.heads // spec.kv_heads
+        k, v = k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1)
+        mixed = scaled_dot_product_attention(
+            q.transpose(0, 1)[None],
+            k.transpose(0, 1)[None],
+            v.transpose(0, 1)[None],
+            attn_mask=visible(spec.window, at, at) if masked else None,
+            is_causal=not masked,
+            scale=spec.scale,
+        )
+        return mixed[0].transpose(0, 1)
 
 
 class PagedKv:

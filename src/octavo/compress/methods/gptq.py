@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from torch import Tensor, cholesky_inverse
-from torch.linalg import cholesky_ex
+from torch import Tensor, eye
+from torch.linalg import cholesky_ex, solve_triangular
 
 from octavo.compress.base import LinearStats, Needs
 from octavo.compress.methods.grid import Grid
@@ -35,6 +35,8 @@ class Gptq:
     static_groups   scales of groups come from W before any update. Otherwise each is chosen from
                     the updated weights when its first column is due, which needs order="given": a
                     kernel that finds a column's scale by its place wants groups of neighbours.
+    sequential      within a block, q, k and v are encoded before o's inputs are gathered, then o,
+                    then gate and up, then down (the authors' --true-sequential).
     """
 
     needs: ClassVar[Needs] = Needs.HESSIAN
@@ -44,6 +46,7 @@ class Gptq:
     order: Literal["given", "activation"] = "activation"
     static_groups: bool = True
     damp_increment: float = 0.01
+    sequential: bool = True
     convention: Convention | None = None
 
     def __post_init__(self) -> None:
@@ -105,16 +108,20 @@ class Gptq:
         return codes, Q, losses
 
     def factor(self, H: Tensor, tokens: int) -> Tensor:
-        """U, upper triangular, with (H + damp * mean(diag H) * I)^-1 = U^T U."""
+        """U, upper triangular, with (H + damp * mean(diag H) * I)^-1 = U^T U.
+
+        From the last input to the first, H's own factor is L with H = L L^T; from the first to the
+        last, L^-1 is U. That is one factor and one inverse of a triangle, instead of the authors'
+        inverse of H and two factors.
+        """
         mean, damp = H.diagonal().mean(), self.damp
         while mean.isfinite() and damp <= max(1.0, self.damp):
             damped = H.clone()
             damped.diagonal().add_(damp * mean)
-            L, failed = cholesky_ex(damped)
+            L, failed = cholesky_ex(damped.flip(0, 1))
             if not failed:
-                U: Tensor
-                U, failed = cholesky_ex(cholesky_inverse(L), upper=True)
-                if not failed and U.isfinite().all():
+                U: Tensor = solve_triangular(L, eye(len(H), dtype=H.dtype), upper=False).flip(0, 1)
+                if U.isfinite().all():
                     return U
             damp += self.damp_increment
         raise NumericsError(
