@@ -227,6 +227,18 @@ void bind_descriptions(nb::module_& m) {
           },
           "weight"_a, "act"_a)
       .def(
+          "set_embed_up",
+          [](ModelDesc& model, std::shared_ptr<Weight> weight, Act act) {
+            model.embed_up = {std::move(weight), act};
+          },
+          "weight"_a, "act"_a)
+      .def(
+          "set_head_down",
+          [](ModelDesc& model, std::shared_ptr<Weight> weight, Act act) {
+            model.head_down = {std::move(weight), act};
+          },
+          "weight"_a, "act"_a)
+      .def(
           "set_final_norm",
           [](ModelDesc& model, const In<float, 1>& values) { model.final_norm = floats(values); },
           "values"_a)

@@ -42,7 +42,9 @@ bool Step::head_group(int t, size_t first, size_t count) {
     k_.rms_norm(x, plan_.final_norm, plan_.norm_eps, plan_.hidden, w.row);
     if ((wanted.want & kNormed) != 0 && (!few() || t == 0))
       std::copy_n(w.row, plan_.hidden, hidden_out_ + int64_t{wanted.hidden_index} * plan_.hidden);
-    prepare_row(w.row, plan_.head_in, few() ? w.act : act_, i);
+    const bool factored = plan_.head_down.linear.run != nullptr;
+    if (factored) thin(t, plan_.head_down, w.row, w.thin);
+    prepare_row(factored ? w.thin : w.row, plan_.head_in, few() ? w.act : act_, i);
   }
   if (!few() && !barrier(t, Stage::kHead)) return false;
   sort_rows(t, plan_.head_in, n);

@@ -38,6 +38,9 @@ struct ModelDesc {
   float norm_eps = 1e-6F, embed_scale = 1, softcap = 0;
   std::shared_ptr<Weight> embed;
   NamedWeight head;
+  // Of a factored vocabulary: [hidden, rank of the table] and [rank of the head, hidden]; else
+  // null.
+  NamedWeight embed_up, head_down;
   std::vector<float> final_norm;
   std::vector<RopeTable> ropes;
   std::vector<LayerDesc> layers;

@@ -185,16 +185,27 @@ class Planner {
   void head() {
     if (model_.embed == nullptr) fail(-1, "embed", "the weight is missing");
     plan_.embed = model_.embed->view();
-    if (plan_.embed.n < plan_.vocab || plan_.embed.k != plan_.hidden)
+    const bool up = model_.embed_up.weight != nullptr, down = model_.head_down.weight != nullptr;
+    if (plan_.embed.n < plan_.vocab || (!up && plan_.embed.k != plan_.hidden))
       fail(-1, "embed",
            "the weight is " + shape(plan_.embed.n, plan_.embed.k) + ", the model needs " +
                shape(plan_.vocab, plan_.hidden));
-    plan_.head = resolve(-1, "head", model_.head, plan_.vocab, plan_.hidden);
+    if (up) plan_.embed_up = thin("embed_up", model_.embed_up, plan_.hidden, plan_.embed.k);
+    const int k = down ? model_.head_down.weight->view().n : plan_.hidden;
+    if (down) plan_.head_down = thin("head_down", model_.head_down, k, plan_.hidden);
+    plan_.head = resolve(-1, "head", model_.head, plan_.vocab, k);
     plan_.head_in = input(-1, "head", {&plan_.head});
     plan_.max_k_pad = std::max(plan_.max_k_pad, plan_.embed.k_pad);
     if (static_cast<int>(model_.final_norm.size()) != plan_.hidden)
       fail(-1, "final_norm", "has the wrong length");
     plan_.final_norm = model_.final_norm.data();
+  }
+
+  Thin thin(const std::string& part, const NamedWeight& named, int n, int k) {
+    Thin found;
+    found.linear = resolve(-1, part, named, n, k);
+    found.in = input(-1, part, {&found.linear});
+    return found;
   }
 
   // Thread boundaries in the sequence [kv heads, weight 2 each][q heads, weight 1 each].

@@ -43,6 +43,12 @@ struct Input {
   int index = 0;  // among the inputs of the plan
 };
 
+// A factor of the vocabulary: small, so whoever has a row takes it through all of it.
+struct Thin {
+  Linear linear;  // run == nullptr: the vocabulary has no such factor
+  Input in;
+};
+
 // What one thread does in the stage of q, k and v: whole heads, k and v of a kv head together.
 struct HeadRange {
   int kv0 = 0, kv1 = 0, q0 = 0, q1 = 0;
@@ -79,6 +85,7 @@ struct Plan {
   int n_inputs = 0;
   bool whole_rows = false;  // some input is a16 or a8a16: rows are prepared whole, not by columns
   PackedWeight embed;
+  Thin embed_up, head_down;  // hidden = up * embedding row, and head's input = down * hidden
   Linear head;
   Input head_in;
   const float* final_norm = nullptr;

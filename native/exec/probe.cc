@@ -182,6 +182,8 @@ double read_weights(const Plan& plan, ThreadPool& pool, int passes) {
       for (const Layer& l : plan.layers)
         for (const Linear* one : {&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down})
           share(one->w, t);
+      for (const Linear* one : {&plan.embed_up.linear, &plan.head_down.linear})
+        if (one->run != nullptr) share(one->w, t);
       share(plan.head.w, t);
     }
   };

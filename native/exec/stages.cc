@@ -26,9 +26,28 @@ void Step::embed(int t) {
   const int r0 = few() ? 0 : part(rows_, t), r1 = few() ? rows_ : part(rows_, t + 1);
   for (int r = r0; r < r1; ++r) {
     float* x = (few() ? w.x : x_) + r * ld_x_;
-    k_.unpack_row(plan_.embed, a_.token[r], x);
+    const bool factored = plan_.embed_up.linear.run != nullptr;
+    k_.unpack_row(plan_.embed, a_.token[r], factored ? w.thin : x);
+    if (factored) thin(t, plan_.embed_up, w.thin, x);
     if (plan_.embed_scale != 1) k_.scale(x, plan_.embed_scale, plan_.hidden);
   }
+}
+
+// y = factor * x, for one row; y has room for whole panels.
+void Step::thin(int t, const Thin& thin, const float* x, float* y) {
+  Worker& w = workers_[static_cast<size_t>(t)];
+  const int panels = static_cast<int>(thin.linear.w.panels);
+  prepare_row(x, thin.in, w.act_thin, 0);
+  if (thin.linear.run_wide == nullptr)
+    return run_linear(thin.linear, thin.in, w.act_thin, 1, y, 0, 0, panels);
+  w.n_wide = w.act_thin.wide[0];
+  w.n_narrow = 1 - w.n_wide;
+  w.narrow_rows[0] = w.wide_rows[0] = 0;
+  mixed_linear(thin.linear, thin.in, w.act_thin, w, y, 0, 0, panels);
+  if (few() && t != 0) return;
+  Seen& seen = seen_[static_cast<size_t>(thin.in.index)];
+  seen.rows.fetch_add(1, std::memory_order_relaxed);
+  seen.wide.fetch_add(w.n_wide, std::memory_order_relaxed);
 }
 
 // Adds what the last projection left in y_ to the residual stream of a row.

@@ -47,7 +47,7 @@ Step::Step(const Plan& plan, ThreadPool& pool)
 
 ActRows Step::act_rows(int rows) {
   const size_t n = static_cast<size_t>(rows) * static_cast<size_t>(line(plan_.max_k_pad));
-  uint32_t forms = plan_.head_in.forms;
+  uint32_t forms = plan_.head_in.forms | plan_.embed_up.in.forms | plan_.head_down.in.forms;
   for (const Layer& l : plan_.layers)
     forms |= l.attn_in.forms | l.o_in.forms | l.mlp_in.forms | l.down_in.forms;
   ActRows act{};
@@ -101,6 +101,8 @@ void Step::allocate() {
     w.merged = matrix(2, splits);
     w.act = act_rows(kBlockRows);
     w.act_down = act_rows(kBlockRows);
+    w.act_thin = act_rows(1);
+    w.thin = matrix(1, line(plan_.max_k_pad));
     w.gate = matrix(kBlockRows, kActColumns);
     w.up = matrix(kBlockRows, kActColumns);
     w.narrow_rows = arena_.array<int32_t>(static_cast<size_t>(std::max(rows, head_rows_)));

@@ -105,6 +105,8 @@ struct Partials {
 struct Worker {
   float *x, *row, *query, *scores, *merged;
   ActRows act, act_down;  // of few rows, or of a block; act_down: of blocks only
+  ActRows act_thin;       // of one row, through a factor of the vocabulary
+  float* thin;            // and what goes in or comes out on the side of its rank
   float *gate, *up;       // [kBlockRows][kActColumns]
   Partials partials;
   float* chunk;  // head logits of a few panels
@@ -155,6 +157,7 @@ class Step {
   void allocate();
   ActRows act_rows(int rows);
   void embed(int t);
+  void thin(int t, const Thin& thin, const float* x, float* y);
   bool begin_linear(int t, const float* norm, const Input& in, const float* source, int64_t ld);
   void residual(float* x, int row, Worker& w);
   void prepare_row(const float* x, const Input& in, const ActRows& act, int index) const;

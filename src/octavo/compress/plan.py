@@ -14,7 +14,7 @@ from octavo.compress.table import (
     build_trainer,
     build_transform,
 )
-from octavo.core.errors import ConfigError
+from octavo.core.errors import ConfigError, UnsupportedError
 from octavo.spec.decoder import DecoderSpec, Role
 
 FIRST, LAST = "first", "last"
@@ -77,6 +77,11 @@ class Plan:
 
 def plan(recipe: Recipe, spec: DecoderSpec) -> Plan:
     """Resolve and check. Raises ConfigError, FormatError."""
+    if spec.embed_rank or spec.head_rank:
+        raise UnsupportedError(
+            "the vocabulary of this model is factored already: compress its source first, and "
+            "factor the result"
+        )
     steps = assign(recipe, spec)
     built = {id(step): build_encoder(step.method, step.options) for step in steps.values()}
     encoders = {role: built[id(step)] for role, step in steps.items()}

@@ -163,7 +163,7 @@ class Tokenizer:
 
     @cached_property
     def _byte_of_letter(self) -> Mapping[str, int]:
-        return _byte_letters()
+        return byte_letters()
 
     def _piece_bytes(self, piece: str) -> bytes:
         if self._spelling == "bytes":
@@ -245,7 +245,7 @@ def _is_byte_piece(piece: str) -> bool:
     return len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">")
 
 
-def _byte_letters() -> Mapping[str, int]:
+def byte_letters() -> Mapping[str, int]:
     """GPT-2's spelling of bytes: printable Latin-1 as itself, the others from U+0100 on."""
     kept = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), 256)]
     others = [byte for byte in range(256) if byte not in kept]

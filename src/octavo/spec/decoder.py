@@ -100,13 +100,17 @@ class DecoderSpec:
     tied_head: bool
     embed_scale: float = 1.0  # rounded as the source does (Gemma rounds sqrt(hidden) to bf16)
     logit_softcap: float | None = None
+    # Of a factored vocabulary (octavo.vocab): 0 for whole tables. embed [vocab, embed_rank], then
+    # embed_up [hidden, embed_rank]; head_down [head_rank, hidden], then head [vocab, head_rank].
+    embed_rank: int = 0
+    head_rank: int = 0
 
 
 Part = Literal[
     "embed", "head", "final_norm",
     "attn_norm", "q", "k", "v", "o", "q_bias", "k_bias", "v_bias", "o_bias", "q_norm", "k_norm",
     "attn_post_norm", "mlp_norm", "gate", "up", "down", "gate_bias", "up_bias", "down_bias",
-    "mlp_post_norm", "router",
+    "mlp_post_norm", "router", "embed_up", "head_down",
 ]  # fmt: skip
 
 

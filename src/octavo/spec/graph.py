@@ -38,10 +38,10 @@ class FoldEdge:
 
 def roles(spec: DecoderSpec) -> tuple[Role, ...]:
     """Every tensor of the model, in the order of computation. A tied head has none of its own."""
-    found = [Role("embed")]
+    found = [Role("embed"), *_factors(spec, "embed_up")]
     for index in range(len(spec.layers)):
         found.extend(_layer_roles(spec.layers[index], index))
-    found.append(Role("final_norm"))
+    found += [Role("final_norm"), *_factors(spec, "head_down")]
     return tuple(found) if spec.tied_head else (*found, Role("head"))
 
 
@@ -53,7 +53,7 @@ def head_role(spec: DecoderSpec) -> Role:
 def linear_roles(spec: DecoderSpec) -> tuple[Role, ...]:
     """Matrices that activations are multiplied with, the head's last. Routers are not among them:
     they are small, decide discretely, and stay in fp32."""
-    parts = ("q", "k", "v", "o", "gate", "up", "down")
+    parts = ("embed_up", "q", "k", "v", "o", "gate", "up", "down", "head_down")
     return (*(role for role in roles(spec) if role.part in parts), head_role(spec))
 
 
@@ -104,7 +104,7 @@ def kv_groups(spec: DecoderSpec) -> tuple[LayerGroup, ...]:
 def role_shape(spec: DecoderSpec, role: Role) -> tuple[int, ...]:
     """Shape of a role's tensor: (out, in) of a matrix, (n,) of a norm or bias."""
     if role.layer is None:
-        return (spec.hidden,) if role.part == "final_norm" else (spec.vocab, spec.hidden)
+        return _outer_shape(spec, role.part)
     layer = spec.layers[role.layer]
     attention, mlp, hidden = layer.attention, layer.mlp, spec.hidden
     q = attention.heads * attention.head_dim
@@ -122,6 +122,22 @@ def role_shape(spec: DecoderSpec, role: Role) -> tuple[int, ...]:
             raise InternalError(f"{role} asked of a dense layer")
         return (mlp.experts, hidden)
     return (outputs.get(role.part, hidden), inputs.get(role.part, hidden))
+
+
+def _outer_shape(spec: DecoderSpec, part: Part) -> tuple[int, ...]:
+    if part == "final_norm":
+        return (spec.hidden,)
+    if part == "embed_up":
+        return (spec.hidden, spec.embed_rank)
+    if part == "head_down":
+        return (spec.head_rank, spec.hidden)
+    rank = spec.embed_rank if part == "embed" else spec.head_rank
+    return (spec.vocab, rank or spec.hidden)
+
+
+def _factors(spec: DecoderSpec, part: Part) -> tuple[Role, ...]:
+    rank = spec.embed_rank if part == "embed_up" else spec.head_rank
+    return (Role(part),) if rank else ()
 
 
 def _layer_roles(layer: LayerSpec, index: int) -> tuple[Role, ...]:

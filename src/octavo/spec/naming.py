@@ -9,6 +9,8 @@ _HF_TOP: dict[Part, str] = {
     "embed": "model.embed_tokens.weight",
     "head": "lm_head.weight",
     "final_norm": "model.norm.weight",
+    "embed_up": "model.embed_tokens.up.weight",
+    "head_down": "lm_head.down.weight",
 }
 _HF_LAYER: dict[Part, str] = {
     "attn_norm": "input_layernorm.weight",

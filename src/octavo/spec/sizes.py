@@ -30,6 +30,8 @@ class Sizes:
     norm_eps: float
     max_positions: int
     tied_head: bool
+    embed_rank: int = 0
+    head_rank: int = 0
 
     def attention(self, rope: RopeSpec) -> AttentionSpec:
         """Attention of the usual scale, without biases, window or softcap."""
@@ -45,6 +47,8 @@ class Sizes:
             norm_eps=self.norm_eps,
             max_positions=max(self.max_positions, *(_yarn_reach(layer) for layer in layers)),
             tied_head=self.tied_head,
+            embed_rank=self.embed_rank,
+            head_rank=self.head_rank,
         )
 
 
@@ -60,6 +64,8 @@ def hf_sizes(config: ConfigReader, tied: bool = False, head_dim: int | None = No
     """Sizes of a config.json. `tied` and `head_dim` are the family's defaults."""
     hidden = config.int_("hidden_size", high=2**20)
     heads = config.int_("num_attention_heads", high=2**14)
+    tied_head = config.bool_("tie_word_embeddings", tied)
+    embed_rank, head_rank = _ranks(config, hidden, tied_head)
     return Sizes(
         vocab=config.int_("vocab_size", high=2**26),
         hidden=hidden,
@@ -70,7 +76,9 @@ def hf_sizes(config: ConfigReader, tied: bool = False, head_dim: int | None = No
         intermediate=config.int_("intermediate_size", high=2**24),
         norm_eps=config.float_("rms_norm_eps", 1e-6),
         max_positions=config.int_("max_position_embeddings"),
-        tied_head=config.bool_("tie_word_embeddings", tied),
+        tied_head=tied_head,
+        embed_rank=embed_rank,
+        head_rank=head_rank,
     )
 
 
@@ -115,6 +123,15 @@ def hf_windows(
         slides = tuple(kind == "sliding_attention" for kind in types)
     config.ignore("layer_types")
     return tuple(window if slide else None for slide in slides)
+
+
+def _ranks(config: ConfigReader, hidden: int, tied: bool) -> tuple[int, int]:
+    """Ranks of a factored vocabulary, keys of our own; a table that is the head too has one."""
+    embed = config.int_("octavo_embed_rank", 0, low=0, high=hidden)
+    head = config.int_("octavo_head_rank", 0, low=0, high=hidden)
+    if tied and embed != head:
+        raise config.error("octavo_head_rank", f"octavo_embed_rank, {embed}: the head is tied")
+    return embed, head
 
 
 def _kv_heads(config: ConfigReader, key: str, heads: int) -> int:

@@ -29,7 +29,7 @@ _RANGES = (
     ("threads", 0, 256), ("max_tokens", 1, 1 << 16), ("max_seqs", 1, 1 << 12),
     ("context", 0, 1 << 24), ("kv_tokens", 0, 1 << 30),
 )  # fmt: skip
-_PARTS = ("embed", "head", "q", "k", "v", "o", "gate", "up", "down")
+_PARTS = ("embed", "embed_up", "head_down", "head", "q", "k", "v", "o", "gate", "up", "down")
 
 
 class NativeBackend:
@@ -189,7 +189,9 @@ def _check_keep(spec: DecoderSpec, config: RuntimeConfig) -> None:
     for name in (config.format, *(format for _, format in config.keep)):
         if name != "source":
             NumberFormat.parse(name)
-    known = {*_PARTS, *(f"layers.{r.layer}.{r.part}" for r in roles(spec) if r.part in _PARTS)}
+    has = {role.part for role in roles(spec)}
+    parts = (p for p in _PARTS if p in has or p not in ("embed_up", "head_down"))
+    known = {*parts, *(f"layers.{r.layer}.{r.part}" for r in roles(spec) if r.part in _PARTS)}
     for part, _ in config.keep:
         if part not in known:
             near = difflib.get_close_matches(part, sorted(known), 1, 0.0)[0]

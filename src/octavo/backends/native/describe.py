@@ -34,6 +34,10 @@ def describe_model(
     model.embed_scale, model.softcap = spec.embed_scale, spec.logit_softcap or 0.0
     model.embed = packed[Role("embed")][0]
     model.set_head(*packed[head_role(spec)])
+    if spec.embed_rank:
+        model.set_embed_up(*packed[Role("embed_up")])
+    if spec.head_rank:
+        model.set_head_down(*packed[Role("head_down")])
     model.set_final_norm(_vector(source, Role("final_norm")))
     ropes = list(dict.fromkeys(layer.attention.rope for layer in spec.layers))
     for rope in ropes:

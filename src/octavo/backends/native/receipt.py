@@ -77,12 +77,13 @@ def _uses(
     """One entry for all parts that run alike in all their layers."""
     by_name = {(role.layer, str(role.part)): item for role, item in items.items()}
     products = {(role.layer, str(role.part)): _size(spec, role) for role in items}
-    products[-1, "head"] = _size(spec, head_role(spec))
+    outer = {"head": head_role(spec), "embed_up": Role("embed_up"), "head_down": Role("head_down")}
+    products |= {(-1, part): _size(spec, role) for part, role in outer.items() if role in items}
     members: dict[KernelUse, list[Line]] = {}
     for line in lines:
         layer, part, kernel, fast, _ = line
-        item = items[head_role(spec)] if layer < 0 else by_name[layer, part]
-        where = "head" if layer < 0 else "layers"
+        item = items[outer[part]] if layer < 0 else by_name[layer, part]
+        where = part if layer < 0 else "layers"
         fallback = "" if fast else _FALLBACK
         use = KernelUse(where, kernel, str(item.format), item.activations, 0, fallback)
         members.setdefault(use, []).append(line)
@@ -104,7 +105,7 @@ def _size(spec: DecoderSpec, role: Role) -> int:
 def _name(lines: Sequence[Line]) -> str:
     layers = sorted({line[0] for line in lines})
     if layers[0] < 0:
-        return "head"
+        return ",".join(dict.fromkeys(line[1] for line in lines))
     parts = ",".join(dict.fromkeys(line[1] for line in lines))
     return f"layers {_ranges(layers)} {parts}"
 

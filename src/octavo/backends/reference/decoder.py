@@ -70,7 +70,10 @@ class ReferenceDecoder:
 
     def embed(self, tokens: I64) -> torch.Tensor:
         index = torch.as_tensor(tokens, device=self.options.device)
-        return self.weights[Role("embed")][index] * self.spec.embed_scale
+        rows = self.weights[Role("embed")][index]
+        if self.spec.embed_rank:
+            rows = self._linear(rows, Role("embed_up"))
+        return rows * self.spec.embed_scale
 
     def layer(
         self, layer: int, x: torch.Tensor, table: tuple[torch.Tensor, torch.Tensor], kv: KvStore
@@ -83,7 +86,10 @@ class ReferenceDecoder:
 
     def head(self, x: torch.Tensor) -> torch.Tensor:
         """Logits [rows, vocab] of hidden states."""
-        logits = self._linear(self.normed(x), head_role(self.spec))
+        x = self.normed(x)
+        if self.spec.head_rank:
+            x = self._linear(x, Role("head_down"))
+        logits = self._linear(x, head_role(self.spec))
         cap = self.spec.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 

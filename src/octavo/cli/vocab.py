@@ -1,0 +1,94 @@
+"""`octavo vocab`: a smaller vocabulary, and what that cost."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import cast
+
+import click
+
+from octavo.cli.output import emit_json, human_decimal
+from octavo.core.errors import UnsupportedError
+
+DIRECTORY = click.Path(path_type=Path)
+_out = click.option("-o", "--out", type=DIRECTORY, required=True, help="The new directory.")
+
+
+@click.group()
+def command() -> None:
+    """Make a model's vocabulary cheaper (docs/vocabulary.md)."""
+
+
+@command.command()
+@click.argument("model")
+@_out
+@click.option("--rank", type=click.IntRange(1), required=True, help="Of the thin tables.")
+@click.option(
+    "--tables",
+    type=click.Choice(["head", "both", "shared"]),
+    default="head",
+    show_default=True,
+    help="What is factored; shared: one thin table for both.",
+)
+@click.option("--format", "number_format", default="int8_g32", show_default=True)
+@click.option("--refine", type=click.IntRange(0), default=0, help="Steps of descent on the KL.")
+@click.option("--calibration", metavar="TEXTFILE", help="UTF-8 text. [default: Wikipedia]")
+@click.option("--states", type=click.IntRange(64), default=8192, show_default=True,
+              help="Tokens of it to fit to.")  # fmt: skip
+@click.option("--tokens", type=click.IntRange(2), default=4096, help="Of the text measured.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def factor(
+    model: str,
+    out: Path,
+    rank: int,
+    tables: str,
+    number_format: str,
+    refine: int,
+    calibration: str | None,
+    states: int,
+    tokens: int,
+    as_json: bool,
+) -> None:
+    """Factor MODEL's head (and embedding) into thin tables that are served as such."""
+    if refine and importlib.util.find_spec("torch") is None:
+        raise UnsupportedError("--refine needs torch: `pip install 'octavo[torch]'`")
+    from octavo.io.hub import resolve_model
+    from octavo.vocab.job import FactorPlan, Tables, factor_model
+    from octavo.vocab.material import read_texts
+
+    plan = FactorPlan(rank, cast(Tables, tables), number_format, refine)
+    path = resolve_model(model)
+    fitted, held_out = read_texts(path, calibration or "", states, tokens)
+    quality = factor_model(path, out, plan, fitted, (held_out,))
+    assert quality is not None
+    if as_json:
+        emit_json({"model": model, "out": str(out), "quality": quality.to_dict()})
+        return
+    name, found = quality.texts[0]
+    click.echo(f"{out}: the vocabulary is two tables of rank {rank}, {number_format}")
+    click.echo(
+        f"  {name}: mean KL {found.kl_mean.value:.4f} (95 %: {found.kl_mean.low:.4f} to "
+        f"{found.kl_mean.high:.4f}), same top token {found.same_top.value:.1%}, perplexity "
+        f"{found.perplexity.value:.3f} from {found.base_perplexity.value:.3f}"
+    )
+
+
+@command.command()
+@click.argument("model")
+@_out
+@click.option("--text", "texts", multiple=True, required=True, metavar="TEXTFILE",
+              help="UTF-8; its tokens are kept. May be repeated.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def trim(model: str, out: Path, texts: tuple[str, ...], as_json: bool) -> None:
+    """Keep the tokens of MODEL that the texts need, and those that spell any byte."""
+    from octavo.compress.calibration import read_whole
+    from octavo.io.hub import resolve_model
+    from octavo.vocab.job import trim_model
+
+    before, after = trim_model(resolve_model(model), out, [read_whole(name) for name in texts])
+    size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
+    if as_json:
+        emit_json({"model": model, "out": str(out), "tokens": after, "of": before, "bytes": size})
+        return
+    click.echo(f"{out}: {after:,} of {before:,} tokens, {human_decimal(size)} of weights")

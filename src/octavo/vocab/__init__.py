@@ -1,0 +1,1 @@
+"""Smaller vocabularies: low-rank tables, trimmed ones, and phrases as single tokens."""
