@@ -33,6 +33,7 @@ class Needs(Flag):
     HESSIAN = auto()  # 2 / n * sum of x x^T
     SAMPLES = auto()  # some rows of x themselves
     FISHER = auto()  # mean of squared gradients of the loss, per weight
+    MEAN_SQUARE = auto()  # mean x^2 per input
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class LinearStats:
     """What was asked for, collected once per shared input (q, k and v share theirs).
 
     tokens    rows seen;  absmax, mean_abs  fp32 [in];  hessian  fp32 [in, in], 2 / tokens * X^T X;
-    samples   fp32 [rows, in];  fisher  fp32 [out, in].
+    samples   fp32 [rows, in];  fisher  fp32 [out, in];  mean_square  fp32 [in].
     """
 
     tokens: int = 0
@@ -49,6 +50,7 @@ class LinearStats:
     hessian: Tensor | None = None
     samples: Tensor | None = None
     fisher: Tensor | None = None
+    mean_square: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

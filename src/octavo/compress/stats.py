@@ -16,6 +16,7 @@ class StatsGatherer:
         self._tokens = 0
         self._absmax = torch.zeros(width)
         self._sum_abs = torch.zeros(width, dtype=torch.float64)
+        self._sum_squares = torch.zeros(width, dtype=torch.float64)
         self._products = torch.zeros(width, width) if Needs.HESSIAN in needs else None
         self._samples: list[Tensor] = []
 
@@ -28,6 +29,8 @@ class StatsGatherer:
             self._absmax = torch.maximum(self._absmax, x.abs().amax(dim=0))
         if Needs.MEAN_ABS in self._needs:
             self._sum_abs += x.abs().sum(dim=0, dtype=torch.float64)
+        if Needs.MEAN_SQUARE in self._needs:
+            self._sum_squares += x.square().sum(dim=0, dtype=torch.float64)
         if self._products is not None:
             rows = x.numpy()
             self._products += torch.from_numpy(rows.T @ rows)  # numpy's is symmetric: half the work
@@ -45,6 +48,7 @@ class StatsGatherer:
             mean_abs=(self._sum_abs / n).float() if Needs.MEAN_ABS in needs else None,
             hessian=None if self._products is None else self._products * (2.0 / n),
             samples=torch.cat(self._samples) if self._samples else None,
+            mean_square=(self._sum_squares / n).float() if Needs.MEAN_SQUARE in needs else None,
         )
 
 
@@ -62,5 +66,6 @@ def rescaled(stats: LinearStats, scale: Tensor) -> LinearStats:
         "mean_abs": None if stats.mean_abs is None else stats.mean_abs / scale,
         "hessian": None if stats.hessian is None else stats.hessian / scale.outer(scale),
         "samples": None if stats.samples is None else stats.samples / scale,
+        "mean_square": None if stats.mean_square is None else stats.mean_square / scale.square(),
     }
     return LinearStats(tokens=stats.tokens, fisher=stats.fisher, **parts)

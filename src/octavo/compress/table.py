@@ -38,6 +38,7 @@ METHODS = Registry(
         Method("awq", "transform", "octavo.compress.methods.awq:Awq", "awq_clip"),
         Method("awq_clip", "encode", "octavo.compress.methods.awq_clip:AwqClip"),
         Method("smoothquant", "transform", "octavo.compress.methods.smoothquant:SmoothQuant"),
+        Method("sparsegpt", "encode", "octavo.compress.methods.sparsegpt:SparseGpt"),
     ),
     lambda method: method.name,
 )

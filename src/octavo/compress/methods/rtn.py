@@ -29,5 +29,5 @@ class Rtn:
     def encode(
         self, weight: Tensor, target: NumberFormat, stats: LinearStats, mask: Tensor | None = None
     ) -> QuantizedTensor:
-        kept = weight if mask is None else weight * mask
+        kept = weight if mask is None else weight.masked_fill(~mask, 0.0)  # never -0
         return rtn.encode(kept.contiguous().numpy(), target, self.convention)
