@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from octavo.core.errors import FormatError
 from octavo.formats import rtn
-from octavo.formats.layouts import BITMASK, DENSE, Stored, block_of, n_of_m, chosen
+from octavo.formats.layouts import BITMASK, DENSE, Stored, block_of, chosen, n_of_m
 from octavo.formats.number_format import NumberFormat
 from octavo.formats.quantized import QuantizedTensor
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from octavo.compress.job import compress
+from octavo.compress.pruning import pruned_recipe
 from octavo.compress.recipe import from_flags
 from octavo.core.errors import ModelFileError, UnsupportedError, UserError
 from octavo.io.artifact import is_artifact, read_manifest, sha256_of
@@ -136,3 +137,30 @@ def test_unknown_tools_formats_stay_refused(artifact: Path) -> None:
     (artifact / "config.json").write_text(json.dumps(config))
     with pytest.raises(UnsupportedError, match="hqq"):
         open_model(artifact)
+
+
+@pytest.mark.parametrize("change", [0xFF, None])
+def test_a_mask_that_lies_about_its_codes_is_named(tmp_path: Path, change: int | None) -> None:
+    path = small_model("qwen2", tmp_path / "m")
+    compress(path, pruned_recipe("wanda:0.5", None, "int8_g32"), tmp_path / "out", material())
+    mask = f"{DOWN}.mask"
+
+    def lie(arrays: dict[str, np.ndarray]) -> None:
+        if change is None:
+            del arrays[mask]
+        else:
+            arrays[mask][0] = change
+
+    retensor(tmp_path / "out", lie)
+    with (
+        open_model(tmp_path / "out") as opened,
+        pytest.raises(ModelFileError, match="down_proj"),
+    ):
+        opened.source.tensor(Role("down", 0)).float32()
+
+
+@pytest.mark.parametrize("layout", ["4:2", "sparse", 7])
+def test_a_layout_that_is_none_is_named(artifact: Path, layout: object) -> None:
+    rewrite(artifact, lambda content: content["tensors"][DOWN].update(layout=layout))
+    with pytest.raises(ModelFileError, match="down_proj"), open_model(artifact) as opened:
+        opened.source.tensor(Role("down", 0)).float32()

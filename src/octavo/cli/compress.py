@@ -33,6 +33,9 @@ DIRECTORY = click.Path(path_type=Path)
 @click.option("--recipe", "recipe_file", type=FILE, help="Steps as YAML (docs/compress.md).")
 @click.option("--method", help="How the blocks are encoded. [default: rtn]")
 @click.option("--format", "number_format", help="Of every matrix, such as int4_g64.")
+@click.option(
+    "--prune", metavar="METHOD:HOW", help="wanda:0.5, magnitude:2:4, sparsegpt:16x32:0.5."
+)
 @keep_option
 @click.option("--calibration", metavar="TEXTFILE", help="UTF-8 text. [default: Wikipedia]")
 @click.option("--sequences", type=click.IntRange(1), help="Of the text. [default: 32]")
@@ -48,6 +51,7 @@ def command(
     recipe_file: Path | None,
     method: str | None,
     number_format: str | None,
+    prune: str | None,
     calibration: str | None,
     sequences: int | None,
     length: int | None,
@@ -68,7 +72,7 @@ def command(
     from octavo.compress.job import check_output, compress, read_material
     from octavo.io.hub import resolve_model
 
-    recipe = _recipe(recipe_file, method, number_format, kept_parts())
+    recipe = _recipe(recipe_file, method, number_format, kept_parts(), prune)
     recipe = _with_calibration(recipe, calibration, sequences, length, seed)
     check_output(out)
     path = resolve_model(model)
@@ -94,16 +98,21 @@ def _recipe(
     method: str | None,
     number_format: str | None,
     keep: tuple[tuple[str, str], ...],
+    prune: str | None,
 ) -> Recipe:
     from octavo.compress.recipe import Recipe, from_flags
 
     if file is not None:
-        if method or number_format or keep:
-            raise UserError("--recipe says all: leave --method, --format and --keep out")
+        if method or number_format or keep or prune:
+            raise UserError("--recipe says all: leave --method, --format, --keep and --prune out")
         return Recipe.load(file)
     if number_format is None:
         raise UserError("give --format, such as int4_g64, or a --recipe")
-    return from_flags(method or "rtn", number_format, keep)
+    if prune is None:
+        return from_flags(method or "rtn", number_format, keep)
+    from octavo.compress.pruning import pruned_recipe
+
+    return pruned_recipe(prune, method, number_format, keep)
 
 
 def _with_calibration(

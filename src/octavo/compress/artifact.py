@@ -16,6 +16,7 @@ from octavo._version import __version__
 from octavo.compress.card import CARD, model_card
 from octavo.compress.state import Stage
 from octavo.core.errors import ResourceError
+from octavo.formats.layouts import DENSE
 from octavo.io.artifact import MANIFEST, MANIFEST_FORMAT, QUANT_METHOD, sha256_of
 from octavo.io.checkpoint import OpenModel
 from octavo.io.mapping import replacing
@@ -53,7 +54,11 @@ def write_artifact(
         ) from error
     write_safetensors(directory / WEIGHTS, whole.arrays, {"format": "octavo"})
     tensors = {
-        name: {"format": str(entry.format), "shape": list(entry.shape)}
+        name: {
+            "format": str(entry.format),
+            "shape": list(entry.shape),
+            **({} if entry.layout == DENSE else {"layout": entry.layout}),
+        }
         for name, entry in sorted(whole.entries.items())
     }
     head = {"format": MANIFEST_FORMAT, "octavo": __version__}

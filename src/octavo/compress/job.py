@@ -15,6 +15,7 @@ from octavo._version import __version__
 from octavo.compress import calibration
 from octavo.compress.artifact import add_quality, model_files, publish, write_artifact
 from octavo.compress.driver import Driver
+from octavo.compress.layout import laid_out, prunes
 from octavo.compress.plan import Plan, plan
 from octavo.compress.quality import HeldOut, Quality, context_of, measure, windows_of
 from octavo.compress.recipe import Recipe
@@ -70,6 +71,7 @@ def compress(
                 Driver(opened.source, resolved, material.tokens, work).run(progress)
             stages = [work.read(name) for name in resolved.stages()]
             whole = merged(stages)
+            whole = laid_out(whole) if prunes(resolved) else whole
             report = _report(opened, resolved, stages, whole)
             content = _content(recipe, material, files, opened, report)
             finished = work.path / "artifact"

@@ -2,7 +2,9 @@
 
 Every tensor stands under the name that Llama's checkpoints give its role, never fused: NAME itself
 for plain floats, NAME.codes, NAME.scales and so on (`QuantizedTensor.state`) for the others. The
-manifest says the format of each, and the size and SHA-256 of each file, which are checked here.
+manifest says the format of each, its layout where that isn't dense (formats/layouts.py: then
+NAME.index or NAME.mask stand beside NAME.codes, of plain floats too), and the size and SHA-256 of
+each file, which are checked here.
 Norms are stored as the factors themselves.
 """
 
@@ -10,7 +12,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +24,7 @@ import numpy.typing as npt
 
 from octavo.core.errors import FormatError, InternalError, ModelFileError, UnsupportedError
 from octavo.formats.floats import float_dtype
+from octavo.formats.layouts import DENSE, PARTS, Stored
 from octavo.formats.number_format import NumberFormat
 from octavo.formats.quantized import QuantizedTensor
 from octavo.io.mapping import FileMapping, damaged
@@ -46,6 +50,7 @@ class Entry:
 
     format: NumberFormat
     shape: tuple[int, ...]
+    layout: str = DENSE
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +103,7 @@ class ArtifactView:
 
     def __init__(self, name: str, entry: Entry, parts: Mapping[str, StoredTensor]) -> None:
         self.name = name
-        self.format, self.shape = entry.format, entry.shape
+        self.format, self.shape, self.layout = entry.format, entry.shape, entry.layout
         self._parts = parts
 
     @property
@@ -116,33 +121,57 @@ class ArtifactView:
     @cached_property
     def tensor(self) -> QuantizedTensor:
         """The whole matrix; its arrays are the file's own memory. Raises ModelFileError."""
+        if self._packed:
+            return self.quantized(0, self.shape[0])
         shape = (self.shape[0], self.shape[1])
         state = {f".{key}": self._array(key) for key in self._parts}
-        try:
+        with self._naming():
             return QuantizedTensor.from_state(state, "", self.format, shape)
+
+    @cached_property
+    def _packed(self) -> Stored | None:
+        """A layout that isn't dense; its rows are expanded as they are asked for."""
+        if self.layout == DENSE:
+            return None
+        shape = (self.shape[0], self.shape[1])
+        with self._naming():
+            return Stored(
+                self.layout, self.format, shape, {key: self._array(key) for key in self._parts}
+            )
+
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        try:
+            yield
         except FormatError as error:
             where = next(iter(self._parts.values())).mapping.path
             raise damaged(where, f"tensor {self.name!r}", str(error).rstrip(".")) from error
 
     def raw(self, start: int, stop: int) -> RawBlocks:
         """Wide floats as stored; all else dequantized, for no block type has these codes."""
+        if self._packed and self.format.plain and self.format.bits > 8:
+            codes = np.ascontiguousarray(self.quantized(start, stop).codes)
+            return RawBlocks(_PLAIN_TYPES[self.format.variant], codes.view(np.uint8))
         if self.format.plain and self.format.bits > 8:
             rows = self._parts["codes"].rows()
             return RawBlocks(_PLAIN_TYPES[self.format.variant], rows[start:stop])
         return RawBlocks("F32", self.float32(start, stop).view(np.uint8))
 
     def quantized(self, start: int, stop: int) -> QuantizedTensor:
-        return self.tensor.rows(start, stop)
+        if self._packed is None:
+            return self.tensor.rows(start, stop)
+        with self._naming():
+            return self._packed.rows(start, stop)
 
     def float32(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.float32]:
         end = self.shape[0] if stop is None else stop
         if not 0 <= start <= end <= self.shape[0]:
             raise InternalError(f"rows {start}..{end} of {self.name} {list(self.shape)}")
-        if self.format.plain:
+        if self.format.plain and self._packed is None:
             return self._array("codes")[start:end].astype(np.float32)
         if start == end:
             return np.zeros((0, *self.shape[1:]), np.float32)
-        return self.tensor.rows(start, end).dequantize()
+        return self.quantized(start, end).dequantize()
 
     def drop(self) -> None:
         for part in self._parts.values():
@@ -246,10 +275,11 @@ def open_artifact(directory: Path, spec: DecoderSpec) -> ArtifactSource:
 def _parts(
     directory: Path, name: str, entry: Entry, stored: Mapping[str, StoredTensor]
 ) -> dict[str, StoredTensor]:
-    if entry.format.plain:
+    if entry.format.plain and entry.layout == DENSE:
         found = {"codes": stored[name]} if name in stored else {}
     else:
         keys = ("codes", "scales", "zeros", "super_scales", "super_zeros", "codebook")
+        keys += PARTS if entry.layout != DENSE else ()
         named = {key: f"{name}.{key}" for key in (*keys, "tensor_scale")}
         found = {key: stored[full] for key, full in named.items() if full in stored}
     if "codes" not in found:
@@ -262,7 +292,8 @@ def _check_plain(directory: Path, name: str, entry: Entry, stored: StoredTensor)
     if not entry.format.plain:
         return
     expected = _PLAIN_TYPES.get(entry.format.variant)
-    if stored.type != expected or stored.shape != entry.shape:
+    same_shape = stored.shape == entry.shape or entry.layout != DENSE
+    if stored.type != expected or not same_shape:
         raise damaged(
             directory,
             f"tensor {name!r}",
@@ -298,7 +329,10 @@ def _entry(path: Path, name: str, value: object) -> Entry:
         raise damaged(path, f"tensors[{name!r}]", str(error)) from error
     if len(shape) != 2 and not (len(shape) == 1 and format.plain):
         raise damaged(path, f"tensors[{name!r}]", f"{format} of shape {shape}")
-    return Entry(format, tuple(shape))
+    layout = value.get("layout", DENSE)
+    if not isinstance(layout, str) or (layout != DENSE and len(shape) != 2):
+        raise damaged(path, f"tensors[{name!r}]", f"{layout!r} is no layout of shape {shape}")
+    return Entry(format, tuple(shape), layout)
 
 
 def _file(path: Path, name: str, value: object) -> tuple[int, str]:

@@ -44,6 +44,7 @@ class SparseGpt:
     """
 
     needs: ClassVar[Needs] = Needs.HESSIAN
+    prunes: ClassVar[bool] = True
 
     sparsity: float = 0.5
     pattern: str = ""
