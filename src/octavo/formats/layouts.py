@@ -204,14 +204,15 @@ def _parts(codes: npt.NDArray[Any], there: npt.NDArray[np.bool_], bits: int, lay
     """`codes` as their bits, floats as unsigned integers of their size."""
     if choice := n_of_m(layout):
         index = _index(there, *choice)
-        kept = _choices(*choice)[index].reshape(codes.shape)
-        stored = codes[kept].reshape(codes.shape[0], -1)
+        places = _choices(*choice)[index].reshape(codes.shape)
+        stored = codes[places].reshape(codes.shape[0], -1)
         packed = pack_bits(index, _index_bits(*choice))
         return {"codes": _pack(stored, bits), "index": packed}
     rows, columns = block_of(layout) or (1, 1)
     blocks = codes.reshape(codes.shape[0] // rows, rows, -1, columns).transpose(0, 2, 1, 3)
-    kept = there.reshape(there.shape[0] // rows, rows, -1, columns).any((1, 3))
-    mask = pack_bits(kept.astype(np.uint8), 1)
+    tiled = there.reshape(there.shape[0] // rows, rows, -1, columns)
+    kept = np.asarray(tiled.any((1, 3)))
+    mask = pack_bits(np.asarray(kept, np.uint8), 1)
     return {"codes": _pack(blocks[kept].reshape(1, -1), bits)[0], "mask": mask}
 
 
@@ -220,7 +221,8 @@ def _index(there: npt.NDArray[np.bool_], n: int, m: int) -> U8:
     patterns = there.reshape(there.shape[0], -1, m) @ (1 << np.arange(m))
     choices = _choices(n, m) @ (1 << np.arange(m))
     covers = (choices[None] & np.arange(1 << m)[:, None]) == np.arange(1 << m)[:, None]
-    index: U8 = covers.argmax(1).astype(np.uint8)[patterns]
+    first: U8 = np.asarray(covers.argmax(1), np.uint8)
+    index: U8 = np.take(first, patterns)
     return index
 
 
@@ -247,11 +249,12 @@ def _zero_of(format: NumberFormat, zeros: Any, codebook: Any) -> npt.NDArray[Any
     if format.kind == "float":
         return 0
     if format.zero == "int":
-        return None if zeros is None else np.asarray(zeros).view(np.uint8)
+        points: U8 | None = None if zeros is None else np.asarray(zeros).view(np.uint8)
+        return points
     if format.zero == "real" or format.variant == "binary":
         return None
     if format.kind == "int":
-        return 2 ** (format.bits - 1)
+        return 1 << (format.bits - 1)
     levels = named_levels(format) if codebook is None else np.asarray(codebook)
     found = np.flatnonzero(levels == 0)
     return int(found[0]) if len(found) else None
@@ -260,7 +263,8 @@ def _zero_of(format: NumberFormat, zeros: Any, codebook: Any) -> npt.NDArray[Any
 def _each(zero: npt.NDArray[Any] | int, shape: tuple[int, ...]) -> npt.NDArray[Any] | int:
     if isinstance(zero, int):
         return zero
-    return np.repeat(zero, shape[1] // zero.shape[1], axis=1)
+    each: npt.NDArray[Any] = np.repeat(zero, shape[1] // zero.shape[1], axis=1)
+    return each
 
 
 def _float_like(format: NumberFormat) -> bool:

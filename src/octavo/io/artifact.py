@@ -279,8 +279,8 @@ def _parts(
         found = {"codes": stored[name]} if name in stored else {}
     else:
         keys = ("codes", "scales", "zeros", "super_scales", "super_zeros", "codebook")
-        keys += PARTS if entry.layout != DENSE else ()
-        named = {key: f"{name}.{key}" for key in (*keys, "tensor_scale")}
+        more = PARTS if entry.layout != DENSE else ()
+        named = {key: f"{name}.{key}" for key in (*keys, *more, "tensor_scale")}
         found = {key: stored[full] for key, full in named.items() if full in stored}
     if "codes" not in found:
         raise damaged(directory, f"tensor {name!r}", f"{MANIFEST} names it, no file holds it")
