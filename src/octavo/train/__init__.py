@@ -7,8 +7,15 @@ import importlib
 # Imported when asked for (PEP 562): importing this package must not import torch.
 _EXPORTS = {
     "FakeQuantize": "octavo.train.modules",
+    "Labels": "octavo.train.losses",
+    "LoraConfig": "octavo.train.lora",
+    "Loss": "octavo.train.losses",
+    "Mixed": "octavo.train.losses",
+    "ModelTeacher": "octavo.train.losses",
     "QatModel": "octavo.train.qat",
     "QuantizedLinear": "octavo.train.modules",
+    "Teacher": "octavo.train.losses",
+    "TeacherKl": "octavo.train.losses",
     "TrainConfig": "octavo.train.trainer",
     "Trainer": "octavo.train.trainer",
     "fake_quantize": "octavo.train.modules",
@@ -16,8 +23,15 @@ _EXPORTS = {
 
 __all__ = [
     "FakeQuantize",
+    "Labels",
+    "LoraConfig",
+    "Loss",
+    "Mixed",
+    "ModelTeacher",
     "QatModel",
     "QuantizedLinear",
+    "Teacher",
+    "TeacherKl",
     "TrainConfig",
     "Trainer",
     "fake_quantize",

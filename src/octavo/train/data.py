@@ -13,27 +13,58 @@ from octavo.core.errors import UserError
 from octavo.core.rng import uniform_array
 
 I64 = npt.NDArray[np.int64]
+F32 = npt.NDArray[np.float32]
 
 _KIND_ORDER = 16  # Philox draws that shuffle windows, apart from those that sample tokens
 
 
 @dataclass(frozen=True, slots=True)
+class Batch:
+    """Windows side by side.
+
+    tokens   int64 [b, n + 1], the last one only predicted
+    weights  float32 [b, n]: what each prediction counts in the mean; 0 for prompts and padding
+    """
+
+    tokens: I64
+    weights: F32
+
+    def __getitem__(self, rows: slice) -> Batch:
+        return Batch(self.tokens[rows], self.weights[rows])
+
+
+@dataclass(frozen=True, slots=True)
 class Corpus:
-    """Windows of context + 1 tokens: int64 [n, context + 1], the last one only predicted."""
+    """Windows of context + 1 tokens: int64 [n, context + 1], the last one only predicted.
+
+    train_weights, held_out_weights  float32 [n, context] of their predictions; None: all count 1
+    """
 
     train: I64
     held_out: I64
+    train_weights: F32 | None = None
+    held_out_weights: F32 | None = None
 
     @property
     def context(self) -> int:
         return int(self.train.shape[1]) - 1
 
     def digest(self) -> str:
-        """A hash of all tokens and of how they are cut."""
+        """A hash of all tokens, of how they are cut and of what counts."""
         digest = hashlib.sha256(repr((self.train.shape, self.held_out.shape)).encode())
         digest.update(self.train.tobytes())
         digest.update(self.held_out.tobytes())
+        for weights in (self.train_weights, self.held_out_weights):
+            digest.update(b"" if weights is None else weights.tobytes())
         return digest.hexdigest()
+
+    def training(self, rows: I64) -> Batch:
+        """Training windows by number."""
+        return Batch(self.train[rows], _weights(self.train, self.train_weights)[rows])
+
+    def holding_out(self) -> Batch:
+        """All held-out windows."""
+        return Batch(self.held_out, _weights(self.held_out, self.held_out_weights))
 
 
 def split_corpus(
@@ -69,8 +100,8 @@ def make_corpus(
     return corpus
 
 
-def batches(windows: I64, size: int, seed: int, start: int) -> Iterator[I64]:
-    """Endless batches int64 [size, context + 1] from batch number `start` on.
+def batches(count: int, size: int, seed: int, start: int) -> Iterator[I64]:
+    """Endless batches of window numbers, int64 [size], from batch number `start` on.
 
     Every epoch is a permutation of all windows, of (seed, epoch) alone: starting at 7 gives what
     followed the first seven.
@@ -80,12 +111,19 @@ def batches(windows: I64, size: int, seed: int, start: int) -> Iterator[I64]:
     while True:
         rows = []
         for i in range(index, index + size):
-            epoch, place = divmod(i, len(windows))
+            epoch, place = divmod(i, count)
             if epoch not in order:
-                order = {epoch: _permutation(len(windows), seed, epoch)}
-            rows.append(windows[order[epoch][place]])
-        yield np.stack(rows)
+                order = {epoch: _permutation(count, seed, epoch)}
+            rows.append(order[epoch][place])
+        yield np.array(rows, np.int64)
         index += size
+
+
+def _weights(windows: I64, weights: F32 | None) -> F32:
+    if weights is not None:
+        return weights
+    # one value seen everywhere: nothing is stored
+    return np.broadcast_to(np.float32(1), (windows.shape[0], windows.shape[1] - 1))
 
 
 def _permutation(count: int, seed: int, epoch: int) -> I64:

@@ -10,14 +10,16 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from octavo.backends.base import KvFormat
 from octavo.backends.reference.attention import attend
 from octavo.backends.reference.decoder import ReferenceDecoder
+from octavo.backends.reference.kv import KvStore
 from octavo.backends.reference.options import ReferenceOptions
 from octavo.backends.reference.rounding import round_kv
 from octavo.backends.reference.weights import Formats, Weights, load_weights, wanted_format
-from octavo.core.errors import FormatError, NumericsError, UnsupportedError, UserError
+from octavo.core.errors import ConfigError, FormatError, NumericsError, UnsupportedError, UserError
 from octavo.formats.number_format import NumberFormat
 from octavo.formats.quantized import QuantizedTensor
 from octavo.io.weights import WeightSource
@@ -25,6 +27,7 @@ from octavo.spec.decoder import AttentionSpec, DecoderSpec, Role
 from octavo.spec.graph import head_role, linear_roles
 from octavo.train.formats import check_trainable, convert_weight, fake_quantize_weight
 from octavo.train.learned import convert_learned, first_steps, learned_weight
+from octavo.train.lora import Adapters, LoraConfig
 
 I64 = npt.NDArray[np.int64]
 
@@ -37,6 +40,7 @@ class QatModel:
              biases and routers stay as they are
     options  the roundings of activations and of keys and values that the forward simulates
     factors  with `learn_steps`, what the steps of coded roles were multiplied with since the start
+    adapters with `lora`: they alone are trained, and the masters stay
     """
 
     def __init__(
@@ -46,18 +50,20 @@ class QatModel:
         formats: Formats,
         options: ReferenceOptions,
         learn_steps: bool = False,
+        lora: LoraConfig | None = None,
     ) -> None:
         self.spec, self.formats, self.options = spec, formats, options
         self.coded = frozenset({Role("embed"), *linear_roles(spec)})
         _check(self.coded, formats, options)
         self.masters = {
-            role: w.detach().float().clone().requires_grad_() for role, w in masters.items()
+            role: w.detach().float().clone().requires_grad_(lora is None)
+            for role, w in masters.items()
         }
+        self.adapters = Adapters(spec, lora, options.device) if lora else None
         self._steps = self._first_steps() if learn_steps else {}
         self.factors = {
             role: torch.ones_like(s).requires_grad_() for role, s in self._steps.items()
         }
-        self._decoder = ReferenceDecoder(spec, {}, formats, options)
 
     @classmethod
     def load(
@@ -66,6 +72,7 @@ class QatModel:
         spec: DecoderSpec,
         options: ReferenceOptions,
         learn_steps: bool = False,
+        lora: LoraConfig | None = None,
     ) -> QatModel:
         """Masters from the source; `options.format` and `options.keep` name the formats to train in
         ("source": those that the weights have). Format "fp32" is plain training. `learn_steps`
@@ -79,12 +86,38 @@ class QatModel:
             wanted = wanted_format(role, head_role(spec), options)
             if wanted != "source":
                 formats[role] = NumberFormat.parse(wanted)
-        return cls(spec, masters, formats, options, learn_steps)
+        return cls(spec, masters, formats, options, learn_steps, lora)
 
     def parameters(self) -> dict[str, Tensor]:
         """Everything that is trained, by name."""
         steps = {f"{role} steps": factor for role, factor in self.factors.items()}
+        if self.adapters:
+            return self.adapters.parameters() | steps
         return {str(role): master for role, master in self.masters.items()} | steps
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that decides what the model computes, by name."""
+        return {str(role): master for role, master in self.masters.items()} | self.parameters()
+
+    def recipe(self) -> dict[str, object]:
+        """How the model is prepared, as plain data."""
+        return {
+            "learn_steps": bool(self.factors),
+            "lora": self.adapters.recipe() if self.adapters else None,
+            "activations": self.options.activations,
+            "kv_format": self.options.kv_format,
+            "formats": {str(role): str(self.formats[role]) for role in sorted(self.coded, key=str)},
+        }
+
+    def merge(self) -> None:
+        """Put the adapters into the masters, for good. What is prepared stays the same to the bit;
+        `parameters` are the masters from now on."""
+        if self.adapters is None:
+            raise ConfigError("this model has no adapters to merge: give QatModel a lora")
+        with torch.no_grad():
+            merged = {role: self._merged(role).clone() for role in self.masters}
+        self.masters = {role: w.requires_grad_() for role, w in merged.items()}
+        self.adapters = None
 
     def prepared(self) -> Weights:
         """The weights as they will be served, with gradients that reach the masters.
@@ -102,10 +135,14 @@ class QatModel:
         targets = torch.as_tensor(tokens[:, 1:].copy(), device=self.options.device)
         return F.cross_entropy(logits, targets.flatten())
 
-    def logits(self, tokens: I64, weights: Weights) -> Tensor:
-        """[b * n, vocab] for windows int64 [b, n], each from an empty context."""
+    def logits(self, tokens: I64, weights: Weights, recompute: bool = False) -> Tensor:
+        """[b * n, vocab] for windows int64 [b, n], each from an empty context.
+
+        recompute  keep each layer's input alone for backward (arXiv 1604.06174)
+        """
         self._check_tokens(tokens)
-        decoder = self._with(weights)
+        kind = _Recomputing if recompute else ReferenceDecoder
+        decoder = kind(self.spec, weights, self.formats, self.options)
         positions = np.tile(np.arange(tokens.shape[1]), tokens.shape[0])
         kv = WindowsKv(tokens.shape[0], self.options.kv_format)
         return decoder.head(decoder.hidden(tokens.flatten(), positions, kv))
@@ -122,14 +159,13 @@ class QatModel:
 
     def first_broken(self, tokens: I64, weights: Weights) -> str:
         """Where a forward pass over windows first leaves the finite numbers, in words."""
-        decoder = self._with(weights)
         for layer in range(len(self.spec.layers) + 1):
-            if not torch.isfinite(self._hidden_before(decoder, layer, tokens)).all():
+            if not torch.isfinite(self._hidden_before(layer, tokens, weights)).all():
                 return "the embedding" if not layer else f"layer {layer - 1}"
         return "the head"
 
     def _prepared(self, role: Role) -> Tensor:
-        master = self.masters[role]
+        master = self._merged(role)
         if role not in self.coded:
             return master
         try:
@@ -143,7 +179,7 @@ class QatModel:
             raise FormatError(f"{role}: {error}") from error
 
     def _converted(self, role: Role) -> QuantizedTensor:
-        master, format = self.masters[role], self.formats[role]
+        master, format = self._merged(role), self.formats[role]
         if role in self._steps:
             return convert_learned(master, self._steps[role] * self.factors[role], format)
         return convert_weight(master, format)
@@ -157,9 +193,9 @@ class QatModel:
                 raise FormatError(f"{role}: {error}") from error
         return steps
 
-    def _with(self, weights: Weights) -> ReferenceDecoder:
-        self._decoder.weights = weights
-        return self._decoder
+    def _merged(self, role: Role) -> Tensor:
+        master = self.masters[role]
+        return self.adapters.merged(role, master) if self.adapters else master
 
     def _check_tokens(self, tokens: I64) -> None:
         if tokens.shape[1] > self.spec.max_positions:
@@ -173,13 +209,22 @@ class QatModel:
                 f"{self.spec.vocab}: tokenize the text with the model's own tokenizer"
             )
 
-    def _hidden_before(self, decoder: ReferenceDecoder, layer: int, tokens: I64) -> Tensor:
+    def _hidden_before(self, layer: int, tokens: I64, weights: Weights) -> Tensor:
         cut = replace(self.spec, layers=self.spec.layers[:layer])
-        part = ReferenceDecoder(cut, decoder.weights, self.formats, self.options)
+        part = ReferenceDecoder(cut, weights, self.formats, self.options)
         positions = np.tile(np.arange(tokens.shape[1]), tokens.shape[0])
         with torch.no_grad():
             kv = WindowsKv(tokens.shape[0], self.options.kv_format)
             return part.hidden(tokens.flatten(), positions, kv)
+
+
+class _Recomputing(ReferenceDecoder):
+    """Keeps the input of each layer and computes the rest again backward."""
+
+    def layer(self, layer: int, x: Tensor, table: tuple[Tensor, Tensor], kv: KvStore) -> Tensor:
+        once = super().layer
+        found: Tensor = checkpoint(once, layer, x, table, kv, use_reentrant=False)
+        return found
 
 
 class WindowsKv:
@@ -191,10 +236,9 @@ class WindowsKv:
     def attend(self, layer: int, spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         del layer
         k, v = round_kv(k, v, self._format)
-        n = q.shape[0] // self._texts
-        at = torch.arange(n, device=q.device)
-        texts = [torch.chunk(x, self._texts) for x in (q, k, v)]
-        return torch.cat([attend(spec, a, b, c, at, at) for a, b, c in zip(*texts, strict=True)])
+        at = torch.arange(q.shape[0] // self._texts, device=q.device)
+        q, k, v = (x.view(self._texts, -1, *x.shape[1:]) for x in (q, k, v))
+        return attend(spec, q, k, v, at, at).flatten(0, 1)
 
 
 def _check(

@@ -2,90 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from octavo.backends.reference.weights import Weights
-from octavo.core.errors import ConfigError, NumericsError
-from octavo.train.checkpoints import Checkpoint, Curve, load, save
-from octavo.train.data import I64, Corpus, batches
+from octavo.core.errors import NumericsError, OctavoError
+from octavo.train import memory, processes
+from octavo.train.checkpoints import Checkpoint, load, save
+from octavo.train.config import TrainConfig, TrainReport
+from octavo.train.data import Batch, Corpus, batches
+from octavo.train.losses import Labels, Loss
+from octavo.train.optimizer import adamw, digest, named_state, take_state
 from octavo.train.qat import QatModel
 
-
-@dataclass(frozen=True, slots=True)
-class TrainConfig:
-    """How to train. Raises ConfigError for a value out of range.
-
-    steps             updates of the weights; 0 leaves them as they are
-    learning_rate     the peak, after `warmup` steps; a cosine then takes it to `final` of it
-    weight_decay      AdamW's (arXiv 1711.05101), on matrices only
-    batch             windows per forward pass; accumulate  forward passes per update
-    clip              largest norm of an update's gradient, 0: any
-    evaluate_every    steps between held-out losses (also taken before the first step)
-    patience          held-out losses without a new best before the run stops, which then keeps the
-                      best weights; 0: never stop early, keep the last
-    checkpoint_every  steps between checkpoints, where the trainer has a directory
-    """
-
-    steps: int
-    learning_rate: float = 1e-4
-    warmup: int = 0
-    final: float = 0.1
-    weight_decay: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.95
-    batch: int = 8
-    accumulate: int = 1
-    clip: float = 1.0
-    evaluate_every: int = 100
-    patience: int = 0
-    checkpoint_every: int = 100
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        least = {"steps": 0, "warmup": 0, "patience": 0, "batch": 1, "accumulate": 1, "seed": 0}
-        for name, bound in (*least.items(), ("evaluate_every", 1), ("checkpoint_every", 1)):
-            if getattr(self, name) < bound:
-                raise ConfigError(f"{name} is {getattr(self, name)}; give at least {bound}")
-        for name in ("learning_rate", "weight_decay", "clip", "final", "beta1", "beta2"):
-            value = getattr(self, name)
-            if value < 0 or not math.isfinite(value):
-                raise ConfigError(f"{name} is {value}; give a number from 0 on")
-        if self.final > 1 or self.beta1 >= 1 or self.beta2 >= 1:
-            raise ConfigError("final is at most 1, beta1 and beta2 are less than 1")
-
-    def rate(self, step: int) -> float:
-        """The learning rate of update number `step`, from 0."""
-        if step < self.warmup:
-            return self.learning_rate * (step + 1) / (self.warmup + 1)
-        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
-        share = self.final + (1 - self.final) * (1 + math.cos(math.pi * progress)) / 2
-        return self.learning_rate * share
-
-
-@dataclass(frozen=True, slots=True)
-class TrainReport:
-    """What a run came to. Curves are (step, nats per token); `train` has every step's loss."""
-
-    steps: int
-    stopped_early: bool
-    best_step: int
-    train: Curve
-    held_out: Curve
+__all__ = ["TrainConfig", "TrainReport", "Trainer"]
 
 
 class Trainer:
-    """Trains a model's masters in place.
+    """Trains a model's parameters in place; in a torchrun job together with the other processes.
 
     directory  where checkpoints go, and where a run is taken up again; None: nowhere
     on_step    told (step, loss) after every update
+    loss       what is trained on; watched  what held-out windows are judged by (None: `loss`)
     """
 
     def __init__(
@@ -95,12 +40,16 @@ class Trainer:
         config: TrainConfig,
         directory: Path | None = None,
         on_step: Callable[[int, float], None] | None = None,
+        loss: Loss | None = None,
+        watched: Loss | None = None,
     ) -> None:
         self.model, self.corpus, self.config = model, corpus, config
         self._directory, self._on_step = directory, on_step
+        self._loss: Loss = loss or Labels()
+        self._watched = watched or self._loss
         self._parameters = model.parameters()
-        self._optimizer = _adamw(self._parameters, config)
-        self._start = _digest(self._parameters) if directory else ""
+        self._optimizer = adamw(self._parameters, config)
+        self._start = digest(model.state()) if directory or processes.count() > 1 else ""
         self._step = 0
         self._train: list[tuple[int, float]] = []
         self._held_out: list[tuple[int, float]] = []
@@ -111,35 +60,42 @@ class Trainer:
 
         Raises NumericsError naming the step and the place when numbers leave the finite ones; the
         last checkpoint stays. UserError when the checkpoint is damaged or from another recipe.
+        ResourceError, saying what would fit, when memory doesn't suffice.
         """
+        processes.check_equal(self._recipe(), "what they train")
         with _deterministic():
             self._resume()
+            self._check_memory()
             if not self._held_out:
                 self._evaluate()
             self._loop()
         if self.config.patience:
             self._restore(self._best)
-        best = min(self._held_out, key=lambda point: point[1])[0]
-        early = self._step < self.config.steps
-        return TrainReport(self._step, early, best, tuple(self._train), tuple(self._held_out))
+        return self._report()
 
     def held_out_loss(self) -> float:
         """Mean nats per token of the held-out windows, as the model would be served now."""
+        size, held_out = self.config.batch, self.corpus.holding_out()
         with torch.no_grad():
             weights = self._prepared()
-            size = self.config.batch
-            windows = self.corpus.held_out
             sums = [
-                float(self.model.loss(windows[i : i + size], weights)) * len(windows[i : i + size])
-                for i in range(0, len(windows), size)
+                self._sum(self._watched, held_out[start : start + size], weights).item()
+                for start in self._own(range(0, len(held_out.tokens), size))
             ]
-        return math.fsum(sums) / len(windows)
+        # in one order whatever the number of processes
+        every = [part for parts in processes.gather(sums) for part in parts]
+        return math.fsum(every) / float(held_out.weights.sum(dtype=float))
+
+    def _own(self, starts: range) -> range:
+        """This process's share of equal pieces of work."""
+        return starts[processes.rank() :: processes.count()]
 
     def _loop(self) -> None:
-        config = self.config
-        feed = batches(self.corpus.train, config.batch, config.seed, self._step * config.accumulate)
+        config, count = self.config, len(self.corpus.train)
+        size = config.batch * config.accumulate * processes.count()
+        feed = batches(count, size, config.seed, self._step)
         while self._step < config.steps and not self._exhausted():
-            loss = self._update(feed)
+            loss = self._update(self.corpus.training(next(feed)))
             self._step += 1
             self._train.append((self._step, loss))
             last = self._step == config.steps
@@ -150,26 +106,64 @@ class Trainer:
             if self._on_step:
                 self._on_step(self._step, loss)
 
-    def _update(self, feed: Iterator[I64]) -> float:
+    def _update(self, batch: Batch) -> float:
         """One step of AdamW. Weights are rounded once; every pass adds to the gradients of the
         rounded ones, which then go through the straight-through estimator in one sweep."""
         for group in self._optimizer.param_groups:
             group["lr"] = self.config.rate(self._step)
         self._optimizer.zero_grad()
         prepared = self._prepared()
-        leaves = {role: w.detach().requires_grad_() for role, w in prepared.items()}
-        losses = []
-        for _ in range(self.config.accumulate):
-            tokens = next(feed)
-            loss = self.model.loss(tokens, leaves) / self.config.accumulate
-            self._check_loss(loss, tokens, leaves)
-            torch.autograd.backward([loss])
-            losses.append(loss.item())
-        used = [role for role in prepared if leaves[role].grad is not None]
-        torch.autograd.backward([prepared[r] for r in used], [leaves[r].grad for r in used])
+        leaves = self._leaves(prepared)
+        total = float(batch.weights.sum(dtype=float))
+        with memory.explained(self.config.batch, self._advice):
+            passes = [self._pass(part, leaves, total) for part in self._parts(batch)]
+        every = [found for own in processes.gather(passes) for found in own]
+        self._check_finite(every)
+        self._through(prepared, leaves)
         self._clip()
         self._optimizer.step()
-        return math.fsum(losses)
+        return math.fsum(loss for loss, _ in every)
+
+    def _leaves(self, prepared: Weights) -> Weights:
+        """The rounded weights cut off from the masters; those that nothing is trained in, fixed."""
+        return {role: w.detach().requires_grad_(w.requires_grad) for role, w in prepared.items()}
+
+    def _through(self, prepared: Weights, leaves: Weights) -> None:
+        """The leaves' gradients, added up over all processes, to the parameters."""
+        own = {str(role) for role, leaf in leaves.items() if leaf.grad is not None}
+        names = set().union(*processes.gather(own))  # an expert may be used by some of them only
+        reached = [role for role in leaves if str(role) in names]
+        gradients = [_gradient(leaves[role]) for role in reached]
+        processes.add_up(gradients)
+        torch.autograd.backward([prepared[role] for role in reached], gradients)
+
+    def _parts(self, batch: Batch) -> list[Batch]:
+        """This process's passes over an update's windows."""
+        size = self.config.batch
+        return [
+            batch[start : start + size] for start in self._own(range(0, len(batch.tokens), size))
+        ]
+
+    def _pass(self, batch: Batch, leaves: Weights, total: float) -> tuple[float, str]:
+        """Forward and backward: the batch's part of the mean over `total`, and what broke."""
+        with self._precision():
+            loss = self._sum(self._loss, batch, leaves, self.config.recompute) / total
+        if not torch.isfinite(loss):
+            with torch.no_grad():
+                return loss.item(), self.model.first_broken(batch.tokens[:, :-1], leaves)
+        torch.autograd.backward([loss])
+        return loss.item(), ""
+
+    def _sum(self, loss: Loss, batch: Batch, weights: Weights, recompute: bool = False) -> Tensor:
+        """The loss's weighted sum over a batch's tokens."""
+        tokens = batch.tokens[:, :-1]
+        logits = self.model.logits(tokens, weights, recompute).view(*tokens.shape, -1)
+        per_token = loss.per_token(logits.float(), batch)
+        return (per_token * torch.tensor(batch.weights, device=per_token.device)).sum()
+
+    def _precision(self) -> torch.autocast:
+        kind = torch.device(self.model.options.device).type
+        return torch.autocast(kind, torch.bfloat16, enabled=self.config.precision == "bf16")
 
     def _prepared(self) -> Weights:
         try:
@@ -177,12 +171,10 @@ class Trainer:
         except NumericsError as error:
             raise self._broken(str(error)) from error
 
-    def _check_loss(self, loss: Tensor, tokens: I64, weights: Weights) -> None:
-        if torch.isfinite(loss):
-            return
-        with torch.no_grad():
-            where = self.model.first_broken(tokens, weights)
-        raise self._broken(f"the loss is {loss.item()}, first wrong in the output of {where}")
+    def _check_finite(self, passes: list[tuple[float, str]]) -> None:
+        for loss, where in passes:
+            if not math.isfinite(loss):
+                raise self._broken(f"the loss is {loss}, first wrong in the output of {where}")
 
     def _clip(self) -> None:
         norm = torch.nn.utils.clip_grad_norm_(
@@ -202,6 +194,34 @@ class Trainer:
             f"lower learning_rate ({self.config.learning_rate:g}) or clip{kept}"
         )
 
+    def _check_memory(self) -> None:
+        """Before the first step: Linux would not refuse, but end the process later."""
+        with memory.explained(1, lambda: "not even one window fits: cut a shorter context"):
+            need = self._need(self.config.recompute)
+        free = memory.free_memory(self.model.options.device)
+        memory.check_fits(need, self.config.batch, free, self._with_recompute())
+
+    def _need(self, recompute: bool) -> memory.Need:
+        leaves = self._leaves(self._prepared())
+        trained = sum(w.nbytes for w in self._parameters.values())
+        fixed = 2 * sum(w.nbytes for w in leaves.values()) + 3 * trained
+
+        def forward(windows: int) -> Tensor:
+            with self._precision():
+                batch = self.corpus.training(np.zeros(windows, np.int64))
+                return self._sum(self._loss, batch, leaves, recompute)
+
+        return memory.measure(forward, leaves.values(), fixed)
+
+    def _with_recompute(self) -> Callable[[], memory.Need] | None:
+        return None if self.config.recompute else lambda: self._need(True)
+
+    def _advice(self) -> str:
+        """After a failed pass, whose memory is free again."""
+        free = memory.free_memory(self.model.options.device)
+        need = self._need(self.config.recompute)
+        return memory.advice(need, self.config.batch, free, self._with_recompute())
+
     def _evaluate(self) -> None:
         loss = self.held_out_loss()
         if not math.isfinite(loss):
@@ -216,17 +236,30 @@ class Trainer:
         losses = [loss for _, loss in self._held_out]
         return len(losses) - 1 - losses.index(min(losses)) >= self.config.patience
 
+    def _report(self) -> TrainReport:
+        best = min(self._held_out, key=lambda point: point[1])[0]
+        early = self._step < self.config.steps
+        train, held_out = tuple(self._train), tuple(self._held_out)
+        names = self._loss.name, self._watched.name
+        return TrainReport(self._step, early, best, train, held_out, *names)
+
     def _save(self) -> None:
-        if self._directory is None:
-            return
+        """By process 0. An error there ends all of them."""
+        failed: OctavoError | None = None
+        if self._directory is not None and processes.rank() == 0:
+            try:
+                save(self._directory, self._checkpoint(), self._recipe())
+            except OctavoError as error:
+                failed = error
+        if (first := processes.gather(failed)[0]) is not None:
+            raise first
+
+    def _checkpoint(self) -> Checkpoint:
         tensors = {f"master/{name}": w for name, w in self._parameters.items()}
         tensors |= {f"best/{name}": w for name, w in self._best.items()}
-        for name, parameter in self._parameters.items():
-            state = self._optimizer.state.get(parameter, {})
-            tensors |= {f"{kind}/{name}": x for kind, x in state.items()}
+        tensors |= named_state(self._optimizer, self._parameters)
         arrays = {name: x.detach().cpu().numpy() for name, x in tensors.items()}
-        checkpoint = Checkpoint(self._step, arrays, tuple(self._train), tuple(self._held_out))
-        save(self._directory, checkpoint, self._recipe())
+        return Checkpoint(self._step, arrays, tuple(self._train), tuple(self._held_out))
 
     def _resume(self) -> None:
         found = load(self._directory, self._recipe()) if self._directory else None
@@ -237,11 +270,7 @@ class Trainer:
         tensors = {name: torch.from_numpy(x) for name, x in found.tensors.items()}
         self._restore(_under("master", tensors))
         self._best = _under("best", tensors)
-        for name, parameter in self._parameters.items():
-            kinds = ("step", "exp_avg", "exp_avg_sq")
-            state = {k: tensors[f"{k}/{name}"] for k in kinds if f"{k}/{name}" in tensors}
-            if state:
-                self._optimizer.state[parameter] = state
+        take_state(self._optimizer, self._parameters, tensors)
 
     def _restore(self, named: dict[str, Tensor]) -> None:
         with torch.no_grad():
@@ -249,38 +278,21 @@ class Trainer:
                 parameter.copy_(named[name])
 
     def _recipe(self) -> dict[str, object]:
-        model = self.model
         return {
             **asdict(self.config),
+            "processes": processes.count(),
             "context": self.corpus.context,
             "text": self.corpus.digest(),
             "weights": self._start,
-            "learn_steps": bool(model.factors),
-            "activations": model.options.activations,
-            "kv_format": model.options.kv_format,
-            "formats": {
-                str(role): str(model.formats[role]) for role in sorted(model.coded, key=str)
-            },
+            "loss": dict(self._loss.recipe()),
+            "watched": dict(self._watched.recipe()),
+            **self.model.recipe(),
         }
 
 
-def _adamw(parameters: dict[str, Tensor], config: TrainConfig) -> torch.optim.AdamW:
-    matrices = [w for w in parameters.values() if w.ndim == 2]
-    others = [w for w in parameters.values() if w.ndim != 2]  # norms, biases, factors of steps
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2))
-
-
-def _digest(parameters: dict[str, Tensor]) -> str:
-    """A hash of the weights that a run begins with."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(parameters.items()):
-        digest.update(name.encode())
-        digest.update(parameter.detach().cpu().numpy().tobytes())
-    return digest.hexdigest()
+def _gradient(leaf: Tensor) -> Tensor:
+    """A leaf's gradient, zero where only other processes reached it."""
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
 
 
 def _under(kind: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -28,16 +28,17 @@ def attend(
 ) -> torch.Tensor:
     """softmax(cap(scale * q k)) v over the visible keys.
 
-    q [n, heads, head_dim] at positions q_at [n]; k, v [m, kv_heads, head_dim] at k_at [m].
+    q [..., n, heads, head_dim] at positions q_at [n]; k, v [..., m, kv_heads, head_dim] at k_at
+    [m]; the leading axes are texts of equal length, side by side.
     """
-    n, heads, dim = q.shape
-    grouped = q.view(n, spec.kv_heads, heads // spec.kv_heads, dim)
-    scores = torch.einsum("ngrd,mgd->grnm", grouped, k) * spec.scale
+    heads, dim = q.shape[-2:]
+    grouped = q.reshape(*q.shape[:-2], spec.kv_heads, heads // spec.kv_heads, dim)
+    scores = torch.einsum("...ngrd,...mgd->...grnm", grouped, k) * spec.scale
     if spec.softcap is not None:
         scores = spec.softcap * torch.tanh(scores / spec.softcap)
     scores = scores.masked_fill(~visible(spec.window, q_at, k_at), float("-inf"))
-    mixed = torch.einsum("grnm,mgd->ngrd", torch.softmax(scores, dim=-1), v)
-    return mixed.reshape(n, heads, dim)
+    mixed = torch.einsum("...grnm,...mgd->...ngrd", torch.softmax(scores, dim=-1), v)
+    return mixed.reshape(q.shape)
 
 
 def visible(window: int | None, q_at: torch.Tensor, k_at: torch.Tensor) -> torch.Tensor:
