@@ -39,10 +39,16 @@ def export_hf(model: Path, out: Path, dtype: FloatType = "fp32") -> None:
     fp32 keeps every value (norms that are stored less 1 to 2^-24); fp16 and bf16 round. Raises
     UserError when `out` exists, FormatError for values beyond fp16.
     """
-    with open_model(model) as opened, _beside(out) as directory:
-        tensors = _plain_tensors(opened, roles(opened.spec), dtype)
+    with open_model(model) as opened:
+        write_hf(opened, out, dtype)
+
+
+def write_hf(model: OpenModel, out: Path, dtype: FloatType = "fp32") -> None:
+    """`export_hf` of a model that is open."""
+    with _beside(out) as directory:
+        tensors = _plain_tensors(model, roles(model.spec), dtype)
         write_safetensors(directory / WEIGHTS, tensors, {"format": "pt"})
-        _write_rest(directory, opened, {"torch_dtype": _TORCH[dtype]})
+        _write_rest(directory, model, {"torch_dtype": _TORCH[dtype]})
 
 
 def export_compressed_tensors(model: Path, out: Path, dtype: FloatType = "fp32") -> None:
