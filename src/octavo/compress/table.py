@@ -38,6 +38,7 @@ METHODS = Registry(
         Method("awq", "transform", "octavo.compress.methods.awq:Awq", "awq_clip"),
         Method("awq_clip", "encode", "octavo.compress.methods.awq_clip:AwqClip"),
         Method("smoothquant", "transform", "octavo.compress.methods.smoothquant:SmoothQuant"),
+        Method("qat", "train", "octavo.compress.methods.qat:Qat"),
         Method("magnitude", "prune", "octavo.compress.methods.magnitude:Magnitude"),
         Method("wanda", "prune", "octavo.compress.methods.wanda:Wanda"),
         Method("sparsegpt", "encode", "octavo.compress.methods.sparsegpt:SparseGpt"),

@@ -26,7 +26,7 @@ from octavo.formats.quantized import QuantizedTensor
 from octavo.formats.rounding import resolve_convention, round_groups
 from octavo.train.grids import IntegerGrid, round_to_grid, scale_gradient, straight_through
 
-_SCALES = ("fp16", "bf16", "fp32")
+SCALES = ("fp16", "bf16", "fp32")
 _SMALLEST = 2.0**-24  # fp16's smallest number: a group of zeros keeps a step to grow from
 _ELASTIC = 0.99
 
@@ -34,11 +34,12 @@ _ELASTIC = 0.99
 def check_learnable(format: NumberFormat) -> None:
     """Raises FormatError for a format whose steps can't be learned."""
     plain = format.kind == "int" and format.variant in ("", "ternary")
-    if plain and format.zero in ("none", "real") and format.scale in _SCALES:
+    if plain and format.zero in ("none", "real") and format.scale in SCALES:
         return
     raise FormatError(
         f"{format} has no learned step: give an integer format without zero points (int3_g64), "
-        "with real offsets (int2_g64_offset) or ternary, its scales in fp16, bf16 or fp32"
+        "with real offsets (int2_g64_offset) or ternary, its scales in fp16, bf16 or fp32, or set "
+        "learn_steps to false"
     )
 
 
@@ -61,7 +62,7 @@ def learned_weight(weight: Tensor, steps: Tensor, format: NumberFormat) -> Tenso
     """float32 [out, in] with gradients to weight and steps, the latter times 1 / sqrt(N * Q_P)."""
     grouped, grid = _grouped(weight, format), _grid(format)
     used = scale_gradient(
-        straight_through(steps, _stored(steps.detach(), format)),
+        straight_through(steps, stored_steps(steps.detach(), format)),
         1 / math.sqrt(grouped.shape[-1] * _top(format)),
     )
     if format.zero != "real":
@@ -73,7 +74,7 @@ def learned_weight(weight: Tensor, steps: Tensor, format: NumberFormat) -> Tenso
 def convert_learned(weight: Tensor, steps: Tensor, format: NumberFormat) -> QuantizedTensor:
     """What is stored and served: `dequantize()` is `learned_weight`, bit for bit."""
     grouped, grid = _grouped(weight.detach(), format), _grid(format)
-    used, zeros = _stored(steps.detach(), format), None
+    used, zeros = stored_steps(steps.detach(), format), None
     if format.zero == "real":
         offset = _offset(used, format)
         codes = grid.units((grouped - offset) / used)
@@ -89,7 +90,8 @@ def _grouped(weight: Tensor, format: NumberFormat) -> Tensor:
     return weight.reshape(format.groups((weight.shape[0], weight.shape[1])))
 
 
-def _stored(steps: Tensor, format: NumberFormat) -> Tensor:
+def stored_steps(steps: Tensor, format: NumberFormat) -> Tensor:
+    """Steps as the format's scale type holds them, never 0. FormatError beyond its range."""
     rounded: Tensor = round_float(steps, format.scale, torch)
     if not torch.isfinite(rounded).all():
         raise FormatError(f"learned steps exceed the range of {format}; use _sbf16 or _sfp32")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -25,6 +25,7 @@ from octavo.formats.quantized import QuantizedTensor
 from octavo.io.weights import WeightSource
 from octavo.spec.decoder import AttentionSpec, DecoderSpec, Role
 from octavo.spec.graph import head_role, linear_roles
+from octavo.train.anchored import Anchor
 from octavo.train.formats import check_trainable, convert_weight, fake_quantize_weight
 from octavo.train.learned import convert_learned, first_steps, learned_weight
 from octavo.train.lora import Adapters, LoraConfig
@@ -41,6 +42,8 @@ class QatModel:
     options  the roundings of activations and of keys and values that the forward simulates
     factors  with `learn_steps`, what the steps of coded roles were multiplied with since the start
     adapters with `lora`: they alone are trained, and the masters stay
+    anchors  encodings to start from (`octavo.train.anchored`): masters and steps are taken from
+             them, and zero steps of training give them back. Each stands for its role's format
     """
 
     def __init__(
@@ -51,8 +54,9 @@ class QatModel:
         options: ReferenceOptions,
         learn_steps: bool = False,
         lora: LoraConfig | None = None,
+        anchors: Mapping[Role, QuantizedTensor] | None = None,
     ) -> None:
-        self.spec, self.formats, self.options = spec, formats, options
+        self.spec, self.formats, self.options = spec, dict(formats), options
         self.coded = frozenset({Role("embed"), *linear_roles(spec)})
         _check(self.coded, formats, options)
         self.masters = {
@@ -60,6 +64,9 @@ class QatModel:
             for role, w in masters.items()
         }
         self.adapters = Adapters(spec, lora, options.device) if lora else None
+        self._masks: Weights = {}
+        self._frozen: frozenset[Role] = frozenset()
+        self._anchors = self._anchored(anchors or {})
         self._steps = self._first_steps() if learn_steps else {}
         self.factors = {
             role: torch.ones_like(s).requires_grad_() for role, s in self._steps.items()
@@ -93,7 +100,20 @@ class QatModel:
         steps = {f"{role} steps": factor for role, factor in self.factors.items()}
         if self.adapters:
             return self.adapters.parameters() | steps
-        return {str(role): master for role, master in self.masters.items()} | steps
+        trained = (item for item in self.masters.items() if item[0] not in self._frozen)
+        return {str(role): master for role, master in trained} | steps
+
+    def freeze(self, roles: Iterable[Role]) -> None:
+        """Leave the masters and steps of these roles as they are."""
+        self._frozen |= frozenset(roles)
+        for role in self._frozen:
+            self.masters[role].requires_grad_(False)
+            self.factors.pop(role, None)
+            self._steps.pop(role, None)
+
+    def keep_zeros(self, masks: Mapping[Role, Tensor]) -> None:
+        """Hold weights at an exact zero where a mask, bool [out, in], is False."""
+        self._masks |= {role: mask.to(self.options.device) for role, mask in masks.items()}
 
     def state(self) -> dict[str, Tensor]:
         """Everything that decides what the model computes, by name."""
@@ -103,6 +123,8 @@ class QatModel:
         """How the model is prepared, as plain data."""
         return {
             "learn_steps": bool(self.factors),
+            "anchored": sorted(map(str, self._anchors)),
+            "frozen": sorted(map(str, self._frozen)),
             "lora": self.adapters.recipe() if self.adapters else None,
             "activations": self.options.activations,
             "kv_format": self.options.kv_format,
@@ -169,6 +191,8 @@ class QatModel:
         if role not in self.coded:
             return master
         try:
+            if role in self._anchors:
+                return self._anchors[role].rounded(master, self.factors.get(role))
             if role in self._steps:
                 steps = self._steps[role] * self.factors[role]
                 return learned_weight(master, steps, self.formats[role])
@@ -180,13 +204,29 @@ class QatModel:
 
     def _converted(self, role: Role) -> QuantizedTensor:
         master, format = self._merged(role), self.formats[role]
+        if role in self._anchors:
+            return self._anchors[role].convert(master, self.factors.get(role))
         if role in self._steps:
             return convert_learned(master, self._steps[role] * self.factors[role], format)
         return convert_weight(master, format)
 
+    def _anchored(self, anchors: Mapping[Role, QuantizedTensor]) -> dict[Role, Anchor]:
+        """Anchors of these encodings, the masters moved to where they round to their codes."""
+        found = {}
+        for role, tensor in anchors.items():
+            try:
+                found[role] = Anchor(tensor, self.options.device)
+            except FormatError as error:
+                raise FormatError(f"{role}: {error}") from error
+            self.formats[role] = tensor.format
+            with torch.no_grad():
+                self.masters[role].copy_(found[role].master(self.masters[role]))
+        return found
+
     def _first_steps(self) -> Weights:
-        steps = {}
-        for role in (r for r in self.masters if r in self.coded and not self.formats[r].plain):
+        steps = {role: anchor.steps for role, anchor in self._anchors.items()}
+        coded = self.coded - self._anchors.keys()
+        for role in (r for r in self.masters if r in coded and not self.formats[r].plain):
             try:
                 steps[role] = first_steps(self.masters[role], self.formats[role])
             except FormatError as error:
@@ -195,7 +235,8 @@ class QatModel:
 
     def _merged(self, role: Role) -> Tensor:
         master = self.masters[role]
-        return self.adapters.merged(role, master) if self.adapters else master
+        merged = self.adapters.merged(role, master) if self.adapters else master
+        return merged * self._masks[role] if role in self._masks else merged
 
     def _check_tokens(self, tokens: I64) -> None:
         if tokens.shape[1] > self.spec.max_positions:
