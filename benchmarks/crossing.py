@@ -52,9 +52,11 @@ def plans() -> dict[str, dict[str, str]]:
     """Every format with every activation format that a backend may offer it."""
     from typing import get_args
 
-    from octavo.backends.base import ActivationFormat
+    from octavo.backends.base import REFERENCE_ONLY, ActivationFormat
 
-    offered = [name for name in get_args(ActivationFormat) if name not in ("auto", "a32")]
+    offered = [
+        name for name in get_args(ActivationFormat) if name not in ("auto", "a32", *REFERENCE_ONLY)
+    ]
     return {
         f"{number_format} {activations}": {"format": number_format, "activations": activations}
         for number_format in FORMATS

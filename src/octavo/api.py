@@ -65,7 +65,7 @@ class LLM(Closing):
         config: RuntimeConfig | None = None,
         prefix_store: str | Path | None = None,
     ) -> None:
-        from octavo.backends.native.backend import load
+        from octavo.engine.loading import load_executor
         from octavo.io.checkpoint import open_model
         from octavo.io.collapse import refuse_collapsed
         from octavo.io.hub import resolve_model
@@ -78,7 +78,7 @@ class LLM(Closing):
                 refuse_collapsed(opened)
             metadata = opened.metadata if opened.kind == "gguf" else None
             tokenizer = load_tokenizer(path, metadata)
-            executor = load(opened.spec, opened.source, wanted)
+            executor = load_executor(opened.spec, opened.source, wanted)
             eos, generation = opened.eos_ids, dict(opened.generation)
             unread = opened.unread_keys
         try:

@@ -23,8 +23,14 @@ from octavo.spec.decoder import DecoderSpec
 I32 = npt.NDArray[np.int32]
 F32 = npt.NDArray[np.float32]
 
-KvFormat = Literal["bf16", "fp32", "fp16", "int8", "int4"]
-ActivationFormat = Literal["auto", "a8", "a16", "a8a16", "abf16", "a32"]
+# "auto": what the artifact was compressed for, else bf16; settled when a model is loaded.
+KvFormat = Literal["auto", "bf16", "fp32", "fp16", "int8", "int4", "fp8_e4m3", "fp8_e5m2"]
+# a8_token, a8_tensor, a8_static: int8 with one scale per token, per step (what else is in the batch
+# changes it), or fixed when the artifact was made. See `octavo.formats.activations`.
+ActivationFormat = Literal[
+    "auto", "a8", "a16", "a8a16", "abf16", "a32", "a8_token", "a8_tensor", "a8_static"
+]
+REFERENCE_ONLY = ("a8_token", "a8_tensor", "a8_static", "fp8_e4m3", "fp8_e5m2")
 
 # What StepBatch.mask_state says of a sequence's row of `mask`.
 MASK_NONE = 0  # any token may be sampled
@@ -74,10 +80,11 @@ class RuntimeConfig:
     max_seqs: int = 8  # sequences of a step at most
     context: int = 0  # longest sequence; 0: the model's own maximum, capped to what memory allows
     kv_tokens: int = 0  # capacity of the cache in tokens; 0: one context
-    kv_format: KvFormat = "bf16"
+    kv_format: KvFormat = "auto"
     block_size: int = 16
     threads: int = 0  # 0: the machine's choice
     activations: ActivationFormat = "auto"
+    keep_activations: tuple[tuple[str, ActivationFormat], ...] = ()  # (part, activations)
     wide_ratio: float = WIDE_RATIO  # a8a16: rows of a larger maximum over RMS take 16 bits
     format: str = "source"  # a NumberFormat to requantize to, or "source"
     keep: tuple[tuple[str, str], ...] = ()  # (part, format) exceptions: ("head", "int8_g32")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from octavo.cli.options import json_option, keep_option, kept_parts
+from octavo.cli.options import KV_FORMATS, json_option, keep_option, kept_parts
 from octavo.cli.output import emit_json, human_decimal
 from octavo.core.errors import UnsupportedError, UserError
 
@@ -37,6 +37,8 @@ DIRECTORY = click.Path(path_type=Path)
     "--prune", metavar="METHOD:HOW", help="wanda:0.5, magnitude:2:4, sparsegpt:16x32:0.5."
 )
 @keep_option
+@click.option("--activations", multiple=True, metavar="[PART=]A", help="a8, head=a16, ... (docs).")
+@click.option("--kv", type=click.Choice(KV_FORMATS), help="Format of keys and values.")
 @click.option("--calibration", metavar="TEXTFILE", help="UTF-8 text. [default: Wikipedia]")
 @click.option("--sequences", type=click.IntRange(1), help="Of the text. [default: 32]")
 @click.option("--length", type=click.IntRange(8), help="Tokens of each. [default: 2048]")
@@ -52,6 +54,8 @@ def command(
     method: str | None,
     number_format: str | None,
     prune: str | None,
+    activations: tuple[str, ...],
+    kv: str | None,
     calibration: str | None,
     sequences: int | None,
     length: int | None,
@@ -73,6 +77,7 @@ def command(
     from octavo.io.hub import resolve_model
 
     recipe = _recipe(recipe_file, method, number_format, kept_parts(), prune)
+    recipe = _with_runtime(recipe, activations, kv)
     recipe = _with_calibration(recipe, calibration, sequences, length, seed)
     check_output(out)
     path = resolve_model(model)
@@ -113,6 +118,22 @@ def _recipe(
     from octavo.compress.pruning import pruned_recipe
 
     return pruned_recipe(prune, method, number_format, keep)
+
+
+def _with_runtime(recipe: Recipe, activations: tuple[str, ...], kv: str | None) -> Recipe:
+    """The recipe, with what flags say of activations and of keys and values."""
+    pairs = [word.rpartition("=") for word in activations]
+    for_all = [name for part, _, name in pairs if not part]
+    if len(for_all) > 1:
+        raise UserError(f"--activations {' and '.join(for_all)}: give one for all, then PART=A")
+    return replace(
+        recipe,
+        activations=for_all[0] if for_all else recipe.activations,
+        keep_activations=(
+            *recipe.keep_activations, *((part, name) for part, _, name in pairs if part),
+        ),
+        kv=kv or recipe.kv,
+    )  # fmt: skip
 
 
 def _with_calibration(

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 MAX_CONTEXT = 1 << 24
+# as octavo.backends.base has them, which is not imported to print a help page
+KV_FORMATS = ("auto", "bf16", "fp32", "fp16", "int8", "int4", "fp8_e4m3", "fp8_e5m2")
+ACTIVATIONS = (
+    "auto", "a8", "a16", "a8a16", "abf16", "a32", "a8_token", "a8_tensor", "a8_static",
+)  # fmt: skip
 MAX_THREADS = 1024
 
 
@@ -115,13 +120,16 @@ runtime_options = _stack(
         ),
         keep_option,
         _choice(
-            "--kv", ("bf16", "fp32", "fp16", "int8", "int4"), "bf16", "Format of keys and values."
+            "--kv",
+            KV_FORMATS,
+            "auto",
+            "Format of keys and values. [default: the artifact's own, else bf16]",
         ),
         _choice(
             "--activations",
-            ("auto", "a8", "a16", "a8a16", "abf16", "a32"),
+            ACTIVATIONS,
             "auto",
-            "Precision of activations.",
+            "Precision of activations. [default: the artifact's own, else the weights' best]",
         ),
         _integer("--context", 0, MAX_CONTEXT, 0, "Longest sequence. [default: the model's own]"),
         _integer("--threads", 0, MAX_THREADS, 0, "Threads. [default: what this process may use]"),

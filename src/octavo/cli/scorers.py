@@ -26,12 +26,12 @@ def open_scorer(name: str, config: RuntimeConfig) -> Scorer:
         return BaseLogits(Path(name.removeprefix(STORED)))
     if name.startswith(RIVAL):
         return _rival(name.removeprefix(RIVAL), config)
-    from octavo.backends.native.backend import load
+    from octavo.engine.loading import load_executor
     from octavo.evals.scorer import ExecutorScorer
     from octavo.io.checkpoint import open_model
 
     with open_model(_path(name)) as model:
-        executor = load(model.spec, model.source, config)
+        executor = load_executor(model.spec, model.source, config)
     receipt = executor.receipt()
     return ExecutorScorer(executor, f"{name} ({config.format}, {receipt.backend} {receipt.isa})")
 

@@ -43,6 +43,10 @@ def _origin(content: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"| {count} | `{name}` |" for name, count in _formats(content))
     steps = content["recipe"]["steps"]
     methods = ", ".join(str(step["method"]) for step in steps)
+    run = content.get("runtime", {})
+    if run.get("kv", "auto") != "auto" or run.get("activations", "auto") != "auto":
+        yield ""
+        yield f"Made for activations `{run['activations']}` and keys and values in `{run['kv']}`."
     yield from ("", f"Methods, in order: {methods}. Recipe: SHA-256 `{content['recipe_sha256']}`.")
     yield from ("", "Source files:", "")
     for name, file in source["files"].items():

@@ -127,7 +127,7 @@ class Driver:
                 inputs = self._hidden(layer).read()
                 outputs = (compressed.run_layer(layer, torch.from_numpy(x)).numpy() for x in inputs)
                 self._hidden(layer + 1).write(outputs)
-        stage.report = _with_folds(stage.report, folds)
+        stage.report = replace(stage.report, folds=tuple(folds))
         return stage
 
     def _in_order(
@@ -167,7 +167,21 @@ class Driver:
             left.remove(Role("embed"))
         stats = self._head_stats()
         self._store(stage, dict.fromkeys(left), stats)
+        stage.report = replace(stage.report, maxima=self._maxima(stats))
         return stage
+
+    def _maxima(self, stats: Stats) -> dict[str, float]:
+        """The largest input of each of these whose activations are static."""
+        found: dict[str, float] = {}
+        for role, seen in stats.items():
+            if self._plan.static(role):
+                if seen.absmax is None:
+                    raise NumericsError(
+                        f"{role_name(role)}: no calibration token reached it, so that activations "
+                        "a8_static have no scale; use a8_token, or more text"
+                    )
+                found[role_name(role)] = float(seen.absmax.max())
+        return found
 
     def _head_stats(self) -> Stats:
         head = head_role(self._spec)
@@ -293,7 +307,9 @@ class Driver:
                 self._copy(stage, name, role)
         before = stage.report
         matrices, notes = [*before.matrices, *matrices], [*before.notes, *notes]
-        stage.report = StageReport(before.name, tuple(matrices), notes=tuple(notes))
+        maxima = self._maxima({role: stats[role] for role in tensors if role in stats})
+        maxima = {**before.maxima, **maxima}
+        stage.report = StageReport(before.name, tuple(matrices), (), tuple(notes), maxima)
         return values
 
     def _mask(
@@ -351,10 +367,6 @@ class Driver:
 
 def _share(chosen: Tensor) -> float:
     return float(chosen.float().mean(dtype=torch.float64))
-
-
-def _with_folds(report: StageReport, folds: list[FoldReport]) -> StageReport:
-    return StageReport(report.name, report.matrices, tuple(folds), report.notes)
 
 
 def _measured(

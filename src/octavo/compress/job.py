@@ -23,6 +23,7 @@ from octavo.compress.report import CompressionReport
 from octavo.compress.state import Stage, WorkDirectory, locked, merged
 from octavo.core.errors import NumericsError, ResourceError, UserError
 from octavo.io.checkpoint import OpenModel, open_model
+from octavo.io.served import Served
 from octavo.io.tokenizer import Tokenizer, load_tokenizer
 from octavo.spec.graph import role_shape, roles
 
@@ -185,8 +186,14 @@ def _content(
         "recipe": named.to_dict(),
         "recipe_sha256": recipe.digest(),
         "calibration": calibrated,
+        "runtime": _served(recipe, report).to_dict(),
         "report": report.to_dict(),
     }
+
+
+def _served(recipe: Recipe, report: CompressionReport) -> Served:
+    maxima = {name: peak for stage in report.stages for name, peak in stage.maxima.items()}
+    return Served(recipe.activations, recipe.kv, recipe.keep_activations, maxima)
 
 
 def _report(

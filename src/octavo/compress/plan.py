@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
+from octavo.backends.base import ActivationFormat
+from octavo.backends.reference.options import activation_rule
+from octavo.backends.served import kv_reasons
 from octavo.compress.base import Encoder, Needs, Pruner, Trainer, Transform
-from octavo.compress.recipe import Recipe, Step, assign, last_of_kind, selected
+from octavo.compress.recipe import Recipe, Step, assign, last_of_kind, matrix_names, selected
 from octavo.compress.table import (
     METHODS,
     build_encoder,
     build_pruner,
     build_trainer,
     build_transform,
+    nearest,
 )
 from octavo.core.errors import ConfigError, UnsupportedError
 from octavo.spec.decoder import DecoderSpec, Role
+from octavo.spec.graph import linear_roles, role_shape
 
 FIRST, LAST = "first", "last"
 
@@ -37,7 +43,11 @@ class Plan:
         return self.encoder_needs(role) | self.transform_needs(role)
 
     def encoder_needs(self, role: Role) -> Needs:
-        """Those of its encoder and pruner."""
+        """Those of its encoder and pruner, and the largest where static activations ask for it."""
+        static = Needs.ABSMAX if self.static(role) else Needs.NOTHING
+        return self._methods_need(role) | static
+
+    def _methods_need(self, role: Role) -> Needs:
         needs = self.encoders[role].needs if role in self.encoders else Needs.NOTHING
         return needs | self.pruners[role][1].needs if role in self.pruners else needs
 
@@ -54,6 +64,12 @@ class Plan:
             role.layer == layer and getattr(encoder, "sequential", False)
             for role, encoder in self.encoders.items()
         )
+
+    def static(self, role: Role) -> bool:
+        """Whether the inputs of a linear role get a fixed scale."""
+        kept, names = dict(self.recipe.keep_activations), matrix_names(self.spec, role)
+        asked = next((kept[name] for name in names if name in kept), self.recipe.activations)
+        return asked == "a8_static" and role in linear_roles(self.spec)
 
     @property
     def gathers(self) -> bool:
@@ -72,7 +88,7 @@ class Plan:
 
     def encoded_first(self) -> bool:
         """Whether the embedding is encoded before the blocks: it is their input."""
-        return not self.needs(Role("embed"))
+        return not self._methods_need(Role("embed"))
 
 
 def plan(recipe: Recipe, spec: DecoderSpec) -> Plan:
@@ -92,6 +108,7 @@ def plan(recipe: Recipe, spec: DecoderSpec) -> Plan:
         _check_needs(spec, role, steps[role], encoder.needs)
     for role, (step, pruner) in pruners.items():
         _check_needs(spec, role, step, pruner.needs)
+    _check_activations(recipe, spec, steps)
     transforms, trainers = _transforms(recipe, spec), _trainers(recipe, spec)
     return Plan(spec, recipe, steps, encoders, tuple(transforms), pruners, tuple(trainers))
 
@@ -106,6 +123,30 @@ def _check_needs(spec: DecoderSpec, role: Role, step: Step, needs: Needs) -> Non
             f"embed has no inputs to gather statistics of, and {step.method} needs them;"
             " select embed with rtn in a later step"
         )
+
+
+def _check_activations(recipe: Recipe, spec: DecoderSpec, steps: Mapping[Role, Step]) -> None:
+    """Names must be known, and what is encoded must take the activations asked for."""
+    known = {name for role in linear_roles(spec) for name in matrix_names(spec, role)}
+    for reason in kv_reasons(spec, recipe.kv):
+        raise ConfigError(reason)
+    kept = dict(recipe.keep_activations)
+    for part in kept:
+        if part not in known:
+            raise ConfigError(
+                f"activations: {part!r} names no linear layer; {nearest(part, sorted(known))}"
+            )
+    for role in linear_roles(spec):
+        names = matrix_names(spec, role)
+        asked = next((kept[name] for name in names if name in kept), recipe.activations)
+        if role in steps:
+            width = role_shape(spec, role)[1]
+            try:
+                activation_rule(steps[role].target, width, cast(ActivationFormat, asked))
+            except UnsupportedError as error:
+                raise ConfigError(f"{names[0]}: {error}") from error
+        elif asked == "a8_static":
+            raise ConfigError(f"activations a8_static: no step encodes {names[0]}; encode it too")
 
 
 def _transforms(

@@ -89,13 +89,16 @@ def windows_of(text: HeldOut, context: int) -> tuple[Window, ...]:
 
 
 def _scorer(path: Path, config: RuntimeConfig) -> Scorer:
-    from octavo.backends.native.backend import NativeBackend, load
+    from octavo.backends.native.backend import NativeBackend
+    from octavo.engine.loading import load_executor
 
     with open_model(path) as model:
         if NativeBackend().supports(model.spec, config).ok:
-            executor = load(model.spec, model.source, config)
+            executor = load_executor(model.spec, model.source, config)
             receipt = executor.receipt()
-            return ExecutorScorer(executor, f"native {receipt.isa}, kv {receipt.kv_format}")
+            isa = f" {receipt.isa}" if receipt.backend == "native" else ""
+            name = f"{receipt.backend}{isa}, kv {receipt.kv_format}"
+            return ExecutorScorer(executor, name)
         from octavo.backends.reference.executor import load_reference
 
         return ExecutorScorer(load_reference(model.source, model.spec, config), "reference")

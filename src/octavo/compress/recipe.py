@@ -22,8 +22,9 @@ from dataclasses import asdict, dataclass, field, fields
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args
 
+from octavo.backends.base import ActivationFormat, KvFormat
 from octavo.compress.table import KINDS, METHODS, Kind, build, build_encoder, nearest
 from octavo.core.errors import ConfigError
 from octavo.formats.number_format import NumberFormat
@@ -84,13 +85,21 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Steps in order: transforms, pruners, encoders, trainers. `fallback` encodes what an encoder
-    can't."""
+    """Steps in order: transforms, pruners, encoders, trainers.
+
+    fallback          encodes what an encoder can't
+    activations       what inputs of the linear layers are rounded to when the artifact runs
+    keep_activations  (name, activations) exceptions; a name is a part or `layers.3.down`
+    kv                the format of keys and values
+    """
 
     steps: tuple[Step, ...]
     fallback: str = "rtn"
     calibration: Calibration = field(default_factory=Calibration)
     seed: int = 0
+    activations: str = "auto"
+    keep_activations: tuple[tuple[str, str], ...] = ()
+    kv: str = "auto"
 
     def __post_init__(self) -> None:
         kinds = [METHODS.get(step.method).kind for step in self.steps]
@@ -105,6 +114,9 @@ class Recipe:
             build_encoder(self.fallback, {})
         if type(self.seed) is not int or not 0 <= self.seed < 2**64:
             raise ConfigError(f"seed is {self.seed!r}; it must be an integer from 0 to 2**64 - 1")
+        _check_word("kv", self.kv, get_args(KvFormat))
+        for name in (self.activations, *(name for _, name in self.keep_activations)):
+            _check_word("activations", name, get_args(ActivationFormat))
 
     @classmethod
     def load(cls, path: Path) -> Recipe:
@@ -132,6 +144,14 @@ class Recipe:
             values["calibration"] = Calibration(
                 **_checked(values["calibration"], Calibration, "calibration")
             )
+        if isinstance(values.get("activations"), dict):
+            kept = dict(values["activations"])
+            values["activations"] = kept.pop("all", "auto")
+            values["keep_activations"] = tuple((str(part), name) for part, name in kept.items())
+        elif "keep_activations" in values:
+            raise ConfigError(
+                "the recipe: unknown key keep_activations; say activations: {all: a8, head: a16}"
+            )
         return cls(**values)
 
     def to_dict(self) -> dict[str, object]:
@@ -145,11 +165,17 @@ class Recipe:
             }
             for step in self.steps
         ]
+        kept = dict(self.keep_activations)
+        run = {
+            "activations": {"all": self.activations, **kept} if kept else self.activations,
+            "kv": self.kv,
+        }
         return {
             "steps": steps,
             "fallback": self.fallback,
             "calibration": asdict(self.calibration),
             "seed": self.seed,
+            **{key: value for key, value in run.items() if value != "auto"},
         }
 
     def digest(self) -> str:
@@ -216,7 +242,7 @@ def last_of_kind(recipe: Recipe, spec: DecoderSpec, kind: Kind) -> dict[Role, St
 
 def selected(spec: DecoderSpec, step: Step) -> tuple[Role, ...]:
     """The matrices that a step selects. Raises ConfigError when a selector matches none."""
-    names = {role: _names(spec, role) for role in matrices(spec)}
+    names = {role: matrix_names(spec, role) for role in matrices(spec)}
     for pattern in step.select:
         if not any(fnmatchcase(name, pattern) for all_of in names.values() for name in all_of):
             known = sorted({name for all_of in names.values() for name in all_of})
@@ -242,7 +268,8 @@ def role_name(role: Role) -> str:
     return role.part if role.layer is None else f"layers.{role.layer}.{expert}{role.part}"
 
 
-def _names(spec: DecoderSpec, role: Role) -> tuple[str, ...]:
+def matrix_names(spec: DecoderSpec, role: Role) -> tuple[str, ...]:
+    """What selectors may call a matrix, its full name first."""
     names = (role_name(role), str(role.part))
     return (*names, "head") if role.part == "embed" and spec.tied_head else names
 
@@ -268,6 +295,11 @@ def _step(number: int, content: object) -> Step:
         return Step(values["method"], values.get("format", ""), tuple(select), options)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
+
+
+def _check_word(key: str, word: object, known: tuple[str, ...]) -> None:
+    if word not in known:
+        raise ConfigError(f"{key} {word!r} is unknown; {nearest(str(word), list(known))}")
 
 
 def _checked(content: object, kind: type[Any], where: str) -> dict[str, Any]:

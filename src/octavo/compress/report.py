@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -45,12 +45,14 @@ class FoldReport:
 
 @dataclass(frozen=True, slots=True)
 class StageReport:
-    """A block, or what lies outside the blocks. `notes`: what else a reader should know."""
+    """A block, or what lies outside the blocks. `notes`: what else a reader should know; `maxima`:
+    the largest calibration input of each matrix whose activations are static."""
 
     name: str
     matrices: tuple[MatrixReport, ...] = ()
     folds: tuple[FoldReport, ...] = ()
     notes: tuple[str, ...] = ()
+    maxima: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> StageReport:
@@ -59,6 +61,7 @@ class StageReport:
             tuple(MatrixReport(**item) for item in content["matrices"]),
             tuple(FoldReport(**item) for item in content["folds"]),
             tuple(content["notes"]),
+            content["maxima"],
         )
 
     def to_dict(self) -> dict[str, object]:

@@ -33,12 +33,13 @@ def load_native(
 ) -> Engine:
     """An engine over the native executor for the model at a path. `prefix_store` is a directory,
     or empty for none."""
-    from octavo.backends.native.backend import load
+    from octavo.engine.loading import load_executor
     from octavo.io.checkpoint import open_model
 
     wanted = msgspec.convert(config, RuntimeConfig)
     with open_model(Path(path)) as opened:
-        executor, end = load(opened.spec, opened.source, wanted), opened.eos_ids
+        executor = load_executor(opened.spec, opened.source, wanted)
+        end = opened.eos_ids
     got = executor.config
     limits = Limits(got.max_tokens, got.max_seqs, got.context, max_waiting)
     store = None

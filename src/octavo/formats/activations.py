@@ -62,6 +62,20 @@ def quantize_a16(x: Array, group: int, xp: Any) -> tuple[Array, Array]:
     return xp.where((q + 128) % 256 == 0, q + 1, q), scale
 
 
+def fake_quantize_int8(x: Array, amax: Array, xp: Any) -> Array:
+    """float32 [..., k]: int8 with a scale of amax / 127; `amax` broadcasts against x. What lies
+    beyond amax becomes amax.
+
+    One for each token ([..., 1]: a8_token), one for all rows of a step (a8_tensor: a row's values
+    then depend on its neighbours) or one fixed by calibration (a8_static).
+    """
+    nothing = amax < 2.0**-118
+    most = xp.full_like(amax, 127.0)
+    inverse = xp.where(nothing, xp.zeros_like(amax), most / xp.where(nothing, most, amax))
+    scale = xp.where(nothing, xp.zeros_like(amax), amax / most)
+    return xp.clip(xp.round(x * inverse), -127.0, 127.0) * scale
+
+
 def fake_quantize_a8(x: Array, group: int, xp: Any) -> Array:
     """float32 [..., k]: fl(scale * q), the values that an a8 product sees in place of x."""
     return _values(x, *quantize_a8(x, group, xp), xp)

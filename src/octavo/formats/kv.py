@@ -24,6 +24,8 @@ def kv_head_bytes(format: str, head_dim: int) -> int:
         return head_dim + 2
     if format == "int4":
         return head_dim // 2 + 2 * (head_dim // KV_GROUP)
+    if format.startswith("fp8"):
+        return head_dim
     return head_dim * (4 if format == "fp32" else 2)
 
 

@@ -29,6 +29,7 @@ from octavo.formats.number_format import NumberFormat
 from octavo.formats.quantized import QuantizedTensor
 from octavo.io.mapping import FileMapping, damaged
 from octavo.io.safetensors_file import open_directory, parse_json
+from octavo.io.served import Served
 from octavo.io.stored import StoredTensor
 from octavo.io.weights import RawBlocks
 from octavo.spec import naming
@@ -186,7 +187,14 @@ class ArtifactView:
 class ArtifactSource:
     """All tensors of an artifact by role: a WeightSource."""
 
-    def __init__(self, spec: DecoderSpec, views: Mapping[str, ArtifactView], origin: str) -> None:
+    def __init__(
+        self,
+        spec: DecoderSpec,
+        views: Mapping[str, ArtifactView],
+        origin: str,
+        served: Served | None = None,
+    ) -> None:
+        self.served = served or Served()
         self._spec = spec
         self._views = views
         self._origin = origin
@@ -269,7 +277,14 @@ def open_artifact(directory: Path, spec: DecoderSpec) -> ArtifactSource:
     known = {part.name for view in views.values() for part in view._parts.values()}
     for name in stored.keys() - known:
         raise damaged(directory, f"tensor {name!r}", f"{MANIFEST} does not know it")
-    return ArtifactSource(spec, views, str(directory))
+    return ArtifactSource(spec, views, str(directory), _served(directory, manifest))
+
+
+def _served(directory: Path, manifest: Manifest) -> Served:
+    try:
+        return Served.from_dict(manifest.content.get("runtime", {}))
+    except ValueError as error:
+        raise damaged(directory / MANIFEST, "runtime", str(error)) from error
 
 
 def _parts(

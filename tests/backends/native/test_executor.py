@@ -16,6 +16,7 @@ from octavo.backends.base import (
     MASK_NONE,
     MASK_PENDING,
     MASK_READY,
+    REFERENCE_ONLY,
     WANT_HIDDEN,
     WANT_LOGITS,
     WANT_NORMED,
@@ -46,7 +47,7 @@ from support.native_models import (
 
 SPECS = {"llama": llama_like(), "gemma": gemma_like()}
 CONFIG = RuntimeConfig(max_tokens=64, max_seqs=8, context=320, kv_tokens=2560, threads=2)
-KV_FORMATS = get_args(KvFormat)
+KV_FORMATS = [name for name in get_args(KvFormat) if name not in ("auto", *REFERENCE_ONLY)]
 # type of the file's matrices, format asked for, activations
 FORMATS = (
     ("F32", "source", "auto"),

@@ -9,15 +9,21 @@ from dataclasses import replace
 from typing import get_args
 
 from octavo import _native
-from octavo.backends.base import ActivationFormat, KvFormat, RuntimeConfig, Support
+from octavo.backends.base import (
+    REFERENCE_ONLY,
+    ActivationFormat,
+    KvFormat,
+    RuntimeConfig,
+    Support,
+)
 from octavo.backends.native import memory, receipt, threads
 from octavo.backends.native.describe import describe_model, describe_runtime
 from octavo.backends.native.executor import NativeExecutor
 from octavo.backends.native.packing import pack_all
 from octavo.backends.native.recipe import ACTIVATIONS, Storage, pack_plan, storage
+from octavo.backends.served import kv_reasons, settled
 from octavo.core.errors import ConfigError, ResourceError, UnsupportedError
 from octavo.core.hardware import Machine, probe
-from octavo.formats.kv import KV_GROUP
 from octavo.formats.number_format import NumberFormat
 from octavo.io.weights import WeightSource
 from octavo.spec.decoder import DecoderSpec, LayerSpec, MoeMlp, Role
@@ -49,6 +55,7 @@ def load(spec: DecoderSpec, source: WeightSource, config: RuntimeConfig) -> Nati
     format), ResourceError (memory), ModelFileError (a missing or damaged tensor), ConfigError (an
     option out of range).
     """
+    config, notes = settled(config, source)
     support = NativeBackend().supports(spec, config)
     if not support.ok:
         raise UnsupportedError("the native backend can't run this: " + "; ".join(support.reasons))
@@ -60,7 +67,8 @@ def load(spec: DecoderSpec, source: WeightSource, config: RuntimeConfig) -> Nati
         for role in roles(spec)
         if len(role_shape(spec, role)) == 2
     }
-    config, notes = _fit(spec, config, items, machine)
+    config, more = _fit(spec, config, items, machine)
+    notes = (*notes, *more)
     weights = _pack_all(source, items, min(config.threads or machine.threads, machine.threads))
     return _start(spec, source, config, items, weights, (*notes, *_thread_note(config, machine)))
 
@@ -164,8 +172,7 @@ def _layer_reasons(layer: LayerSpec) -> Iterator[str]:
 
 def _kv_reasons(spec: DecoderSpec, config: RuntimeConfig) -> Iterator[str]:
     dims = {layer.attention.head_dim for layer in spec.layers}
-    if config.kv_format == "int4" and any(dim % KV_GROUP for dim in dims):
-        yield f"kv_format int4 needs a head_dim that {KV_GROUP} divides; use int8"
+    yield from kv_reasons(spec, config.kv_format)
     if config.kv_format in ("int8", "int4") and max(dims) > _MAX_KV_DIM:
         yield f"kv_format {config.kv_format} takes a head_dim up to {_MAX_KV_DIM}; use bf16"
 
@@ -174,6 +181,10 @@ def _config_reasons(config: RuntimeConfig) -> Iterator[str]:
     for name, words in (("kv_format", KvFormat), ("activations", ActivationFormat)):
         if getattr(config, name) not in get_args(words):
             yield f"{name} {getattr(config, name)!r} is none of {', '.join(get_args(words))}"
+    asked = (config.kv_format, config.activations, *(name for _, name in config.keep_activations))
+    for name in asked:
+        if name in REFERENCE_ONLY:
+            yield f"no native kernel has {name}; the reference backend does"
     if config.block_size % 16 or not 16 <= config.block_size <= 256:
         yield f"block_size {config.block_size} is not a multiple of 16 up to 256"
     if not config.wide_ratio > 0:

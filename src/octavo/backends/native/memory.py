@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from octavo.backends.base import KvGroup, KvLayout, RuntimeConfig
+from octavo.backends.base import KvFormat, KvGroup, KvLayout, RuntimeConfig
 from octavo.core.errors import ResourceError, UnsupportedError
 from octavo.formats.kv import kv_head_bytes
 from octavo.spec.decoder import DecoderSpec
@@ -26,14 +26,15 @@ class Budget:
 
 def kv_layout(spec: DecoderSpec, config: RuntimeConfig) -> KvLayout:
     """Groups of the spec in native's block order (native/core/types.h)."""
+    kv: KvFormat = "bf16" if config.kv_format == "auto" else config.kv_format
     groups = tuple(KvGroup(g.layers, g.kv_heads, g.head_dim, g.window) for g in kv_groups(spec))
     block_bytes = tuple(
-        2 * len(g.layers) * g.kv_heads * kv_head_bytes(config.kv_format, g.head_dim)
+        2 * len(g.layers) * g.kv_heads * kv_head_bytes(kv, g.head_dim)
         * config.block_size
         for g in groups
     )  # fmt: skip
-    layout_id = f"{LAYOUT_ID}.{config.kv_format}"
-    return KvLayout(groups, config.block_size, config.kv_format, layout_id, block_bytes)
+    layout_id = f"{LAYOUT_ID}.{kv}"
+    return KvLayout(groups, config.block_size, kv, layout_id, block_bytes)
 
 
 def kv_bytes_per_token(layout: KvLayout) -> int:

@@ -13,6 +13,7 @@ from typing import Literal
 
 from octavo import _native
 from octavo.backends.base import ActivationFormat, RuntimeConfig
+from octavo.backends.served import activations_for
 from octavo.core.errors import FormatError, UnsupportedError
 from octavo.formats.activations import a8_group_for, padded_width, takes_a8, takes_a16
 from octavo.formats.gguf_formats import GGUF_FORMATS
@@ -176,7 +177,7 @@ def _rounds_natively(target: NumberFormat) -> bool:
 
 
 def _activations(role: Role, target: NumberFormat, config: RuntimeConfig) -> _native.Act:
-    asked = config.activations
+    asked = activations_for(role, config)
     if asked == "auto":
         if takes_a8(target):
             return _native.Act.A8

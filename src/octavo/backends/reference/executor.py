@@ -16,6 +16,7 @@ import torch
 from octavo.backends.base import (
     WANT_NORMED,
     KernelUse,
+    KvFormat,
     KvGroup,
     KvLayout,
     Receipt,
@@ -30,13 +31,16 @@ from octavo.backends.reference.kv import PagedKv
 from octavo.backends.reference.options import ReferenceOptions
 from octavo.backends.reference.results import check_greedy, fill
 from octavo.backends.reference.weights import Formats, load_weights
+from octavo.backends.served import kv_reasons, settled
 from octavo.core.errors import UnsupportedError
 from octavo.formats.kv import kv_head_bytes
+from octavo.io.served import served_by
 from octavo.io.weights import WeightSource
 from octavo.spec.decoder import DecoderSpec, Role
 from octavo.spec.graph import kv_groups, linear_roles, roles
 
 KV_BYTES = 2**30  # what a context of 0 may take for keys and values
+_VARIANT = "a8_tensor: not batch-invariant, one scale for all rows of a step"
 _NOTE = "rounding depends on the batch's shape: equal to rounding, not bit for bit"
 
 
@@ -48,7 +52,8 @@ class ReferenceBackend:
     def supports(self, spec: DecoderSpec, config: RuntimeConfig) -> Support:
         if config.isa:
             return Support(False, (f"the reference has no kernels for ISA {config.isa!r}",))
-        return Support(True)
+        reasons = kv_reasons(spec, config.kv_format)
+        return Support(not reasons, reasons)
 
 
 class ReferenceExecutor:
@@ -57,7 +62,14 @@ class ReferenceExecutor:
     A cancelled step ends before it runs or before it answers: torch can't be stopped in between.
     """
 
-    def __init__(self, decoder: ReferenceDecoder, formats: Formats, config: RuntimeConfig) -> None:
+    def __init__(
+        self,
+        decoder: ReferenceDecoder,
+        formats: Formats,
+        config: RuntimeConfig,
+        notes: tuple[str, ...] = (),
+    ) -> None:
+        self._notes = notes
         self.spec = decoder.spec
         self.decoder = decoder
         self.config = config
@@ -121,7 +133,7 @@ class ReferenceExecutor:
             packed_bytes=sum(w.nbytes for w in self.decoder.weights.values()),
             kernels=kernels,
             requantized=self.config.format != "source",
-            notes=(_NOTE,),
+            notes=(_NOTE, *self._notes),
             kv_bytes_per_token=sum(self.layout.block_bytes) // self.layout.block_size,
         )
 
@@ -157,10 +169,13 @@ def load_reference(
     Raises ModelFileError for a missing or misshapen tensor, FormatError for a format that a
     shape can't take.
     """
+    config, notes = settled(config, source)
     config = resolve(spec, config)
     options = replace(
         options or ReferenceOptions(),
         activations=config.activations,
+        keep_activations=config.keep_activations,
+        maxima=served_by(source).maxima,
         wide_ratio=config.wide_ratio,
         kv_format=config.kv_format,
         format=config.format,
@@ -171,7 +186,18 @@ def load_reference(
     decoder = ReferenceDecoder(spec, weights, formats, options)
     kinds = [rule.kind for rule in decoder.rules.values()]
     majority = max(sorted(set(kinds)), key=kinds.count)
-    return ReferenceExecutor(decoder, formats, replace(config, activations=majority))
+    if "a8_tensor" in kinds:
+        _check_variant(config)
+        notes = (*notes, _VARIANT)
+    return ReferenceExecutor(decoder, formats, replace(config, activations=majority), notes)
+
+
+def _check_variant(config: RuntimeConfig) -> None:
+    if config.strict:
+        raise UnsupportedError(
+            "strict: activations a8_tensor take one scale for all rows of a step, so that a text's "
+            "numbers depend on its neighbours; use a8_token or a8_static"
+        )
 
 
 def resolve(spec: DecoderSpec, config: RuntimeConfig) -> RuntimeConfig:
@@ -197,18 +223,15 @@ def resolve(spec: DecoderSpec, config: RuntimeConfig) -> RuntimeConfig:
 
 def kv_layout(spec: DecoderSpec, config: RuntimeConfig) -> KvLayout:
     """Groups of the spec, in blocks of the config's size and format."""
+    kv: KvFormat = "bf16" if config.kv_format == "auto" else config.kv_format
     groups = tuple(KvGroup(g.layers, g.kv_heads, g.head_dim, g.window) for g in kv_groups(spec))
     return KvLayout(
         groups=groups,
         block_size=config.block_size,
-        format=config.kv_format,
-        layout_id=f"reference.{config.kv_format}",
+        format=kv,
+        layout_id=f"reference.{kv}",
         block_bytes=tuple(
-            2
-            * len(g.layers)
-            * config.block_size
-            * g.kv_heads
-            * kv_head_bytes(config.kv_format, g.head_dim)
+            2 * len(g.layers) * config.block_size * g.kv_heads * kv_head_bytes(kv, g.head_dim)
             for g in groups
         ),
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from octavo.backends.base import ActivationFormat, KvFormat
@@ -32,6 +33,8 @@ class ReferenceOptions:
     activations  rounding before every linear layer: "a32" none, the others as docs/numerics.md
                  has them, "auto": what the weight's format runs with natively.
     wide_ratio   of a8a16: rows whose maximum over RMS is larger take 16 bits.
+    keep_activations  (name, activations) exceptions; names as in `keep`, the last counts.
+    maxima       of a8_static: the largest input of each matrix, by its name.
     kv_format    how keys and values are stored; "fp32" stores them in `dtype`, unrounded.
     format       a NumberFormat to requantize linear weights to, or "source".
     keep         (name, format) exceptions to `format`, "source" among the formats; a name is a
@@ -43,6 +46,8 @@ class ReferenceOptions:
     dtype: Precision = "fp32"
     device: str = "cpu"
     activations: ActivationFormat = "a32"
+    keep_activations: tuple[tuple[str, ActivationFormat], ...] = ()
+    maxima: Mapping[str, float] = field(default_factory=dict)
     wide_ratio: float = WIDE_RATIO
     kv_format: KvFormat = "fp32"
     format: str = "source"
@@ -60,9 +65,10 @@ class ReferenceOptions:
 class ActivationRule:
     """What happens to the input of one linear layer; `group` inputs share an integer scale."""
 
-    kind: Literal["a32", "a8", "a16", "a8a16", "abf16"]
+    kind: Literal["a32", "a8", "a16", "a8a16", "abf16", "a8_token", "a8_tensor", "a8_static"]
     group: int = 0
     ratio: float = WIDE_RATIO  # a8a16
+    peak: float = 0.0  # a8_static: the input that becomes 127
 
     def __str__(self) -> str:
         return f"{self.kind}_g{self.group}" if self.group else self.kind
@@ -85,11 +91,14 @@ def activation_rule(
         asked = "a8" if takes_a8(weight) else "a32" if exact else "abf16"
     if asked in ("abf16", "a32"):
         return ActivationRule(asked)
-    if not (takes_a8 if asked == "a8" else takes_a16)(weight):
-        codebooks = " and codebooks of up to 16 levels" if asked == "a8" else ""
+    wide = asked in ("a16", "a8a16")
+    if not (takes_a16 if wide else takes_a8)(weight):
+        codebooks = "" if wide else " and codebooks of up to 16 levels"
         raise UnsupportedError(
             f"{asked} multiplies integers{codebooks}, and a weight is {weight}; "
             "use activations auto or abf16, or an integer format"
         )
+    if asked in ("a8_token", "a8_tensor", "a8_static"):
+        return ActivationRule(asked)
     size = weight.granularity.size if isinstance(weight.granularity, PerGroup) else inputs
     return ActivationRule(asked, a8_group_for(size, padded_width(inputs)), ratio)

@@ -11,7 +11,9 @@ from octavo.formats.activations import (
     fake_quantize_a8,
     fake_quantize_a8a16,
     fake_quantize_a16,
+    fake_quantize_int8,
 )
+from octavo.formats.floats import largest, round_float
 from octavo.formats.kv import fake_quantize_kv
 
 
@@ -33,9 +35,22 @@ def round_activations(x: torch.Tensor, rule: ActivationRule) -> torch.Tensor:
         rounded = fake_quantize_a8(x.detach(), rule.group, torch)
     elif rule.kind == "a16":
         rounded = fake_quantize_a16(x.detach(), rule.group, torch)
+    elif rule.kind in ("a8_token", "a8_tensor", "a8_static"):
+        rounded = _int8(x.detach().float(), rule)
     else:
         rounded = fake_quantize_a8a16(x.detach(), rule.group, rule.ratio, torch)
     return straight_through(x, rounded.to(x.dtype))
+
+
+def _int8(x: torch.Tensor, rule: ActivationRule) -> torch.Tensor:
+    if rule.kind == "a8_token":
+        amax = x.abs().amax(-1, keepdim=True)
+    elif rule.kind == "a8_tensor":
+        amax = x.abs().amax() if x.numel() else x.new_zeros(())
+    else:
+        amax = x.new_tensor(rule.peak)
+    rounded: torch.Tensor = fake_quantize_int8(x, amax, torch)
+    return rounded
 
 
 def round_bf16(x: torch.Tensor) -> torch.Tensor:
@@ -48,7 +63,7 @@ def round_kv(
     """Keys and values [..., head_dim] as a cache of `format` gives them back; fp32 keeps them.
 
     The integer formats are rounded in fp32 as the native cache does, to the same codes and scales.
-    Raises UnsupportedError for values beyond fp16's range.
+    Raises UnsupportedError for values beyond the range of fp16 or fp8, which has no scale here.
     """
     if format == "fp32":
         return k, v
@@ -65,5 +80,18 @@ def _round_kv(x: torch.Tensor, format: KvFormat, key: bool) -> torch.Tensor:
                 "keys or values exceed 65504, the largest of fp16: use the KV format bf16"
             )
         return straight_through(x, plain.to(torch.float16).to(x.dtype))
+    if format in ("fp8_e4m3", "fp8_e5m2"):
+        return _round_fp8(x, format)
     rounded = fake_quantize_kv(plain.float(), format, key, torch)
     return straight_through(x, rounded.to(x.dtype))
+
+
+def _round_fp8(x: torch.Tensor, format: KvFormat) -> torch.Tensor:
+    variant = format.removeprefix("fp8_")
+    plain, limit = x.detach().float(), largest(variant)
+    if bool((plain.abs() > limit).any()):
+        raise UnsupportedError(
+            f"keys or values exceed {limit:g}, the largest of {format}: use the KV format "
+            + ("fp8_e5m2 or bf16" if variant == "e4m3" else "bf16")
+        )
+    return straight_through(x, round_float(plain, variant, torch).to(x.dtype))

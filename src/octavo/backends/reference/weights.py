@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from octavo.backends.reference.options import ActivationRule, ReferenceOptions, activation_rule
-from octavo.core.errors import ModelFileError
+from octavo.core.errors import ModelFileError, UnsupportedError
 from octavo.formats.number_format import NumberFormat
 from octavo.formats.rtn import fake_quantize
 from octavo.io.weights import WeightSource
@@ -34,11 +36,25 @@ def activation_rules(
     spec: DecoderSpec, formats: Formats, options: ReferenceOptions
 ) -> dict[Role, ActivationRule]:
     """The rounding before each linear role. Routers, which decide discretely, get none."""
-    asked, ratio = options.activations, options.wide_ratio
-    return {
-        role: activation_rule(formats[role], role_shape(spec, role)[-1], asked, ratio)
-        for role in linear_roles(spec)
-    }
+    return {role: _rule(spec, role, formats[role], options) for role in linear_roles(spec)}
+
+
+def _rule(
+    spec: DecoderSpec, role: Role, format: NumberFormat, options: ReferenceOptions
+) -> ActivationRule:
+    names = _names(role, head_role(spec))
+    kept = [asked for name, asked in options.keep_activations if name in names]
+    asked = kept[-1] if kept else options.activations
+    rule = activation_rule(format, role_shape(spec, role)[-1], asked, options.wide_ratio)
+    if rule.kind != "a8_static":
+        return rule
+    name = next((name for name in _full_names(role) if name in options.maxima), None)
+    if name is None:
+        raise UnsupportedError(
+            f"a8_static needs the largest input of {role}, which an artifact compressed with "
+            "--activations a8_static holds; use a8_token, or compress the model so"
+        )
+    return replace(rule, peak=options.maxima[name])
 
 
 def _load(
@@ -61,7 +77,18 @@ def _load(
 def wanted_format(role: Role, head: Role, options: ReferenceOptions) -> str:
     """Format asked for a role: the most particular name in `keep` wins. A tied head is the
     embedding: it answers to "head" too."""
-    names = [] if role.layer is None else [f"layers.{role.layer}.{role.part}"]
-    names += [role.part, "head"] if role == head else [role.part]
     kept = dict(options.keep)
-    return next((kept[name] for name in names if name in kept), options.format)
+    return next((kept[name] for name in _names(role, head) if name in kept), options.format)
+
+
+def _names(role: Role, head: Role) -> list[str]:
+    names = [] if role.layer is None else [f"layers.{role.layer}.{role.part}"]
+    return [*names, role.part, "head"] if role == head else [*names, role.part]
+
+
+def _full_names(role: Role) -> tuple[str, ...]:
+    """What a recipe calls one matrix; a tied head is called by either name."""
+    if role.layer is None:
+        return (str(role.part), "head") if role.part == "embed" else (str(role.part),)
+    expert = "" if role.expert is None else f"experts.{role.expert}."
+    return (f"layers.{role.layer}.{expert}{role.part}",)

@@ -1,0 +1,83 @@
+"""Settles what "auto" means for a model: what its artifact was compressed for, if it is one."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import replace
+from typing import cast, get_args
+
+from octavo.backends.base import ActivationFormat, KvFormat, RuntimeConfig
+from octavo.core.errors import UnsupportedError
+from octavo.formats.kv import KV_GROUP
+from octavo.io.served import Served, served_by
+from octavo.io.weights import WeightSource
+from octavo.spec.decoder import DecoderSpec, Role
+
+
+def settled(config: RuntimeConfig, source: WeightSource) -> tuple[RuntimeConfig, tuple[str, ...]]:
+    """The config with KV "auto" replaced and the artifact's activations taken, and what the receipt
+    should say of it.
+
+    Whoever asks for activations or another weight format overrides all of the artifact's
+    activations. Raises UnsupportedError when the artifact asks for what this Octavo doesn't know.
+    """
+    served = served_by(source)
+    _check(served)
+    kept: list[str] = []
+    overridden: list[str] = []
+    if served.kv != "auto":
+        same = config.kv_format in ("auto", served.kv)
+        (kept if same else overridden).append(f"KV {served.kv}")
+    asked = config.activations != "auto" or config.format != "source"
+    if served.activations != "auto" or served.keep:
+        same = not asked or config.activations == served.activations
+        exceptions = "".join(f", {part} {name}" for part, name in served.keep)
+        (kept if same else overridden).append(f"activations {served.activations}{exceptions}")
+        if not asked:
+            config = replace(
+                config,
+                activations=cast(ActivationFormat, served.activations),
+                keep_activations=cast(tuple[tuple[str, ActivationFormat], ...], served.keep),
+            )
+    if config.kv_format == "auto":
+        kv = "bf16" if served.kv == "auto" else served.kv
+        config = replace(config, kv_format=cast(KvFormat, kv))
+    return config, _notes(kept, overridden)
+
+
+def activations_for(role: Role, config: RuntimeConfig) -> ActivationFormat:
+    """Activations of one matrix: the last of `keep_activations` that names it, or its part."""
+    names = {str(role.part)} if role.layer is None else {f"layers.{role.layer}.{role.part}"}
+    names |= {str(role.part)} | ({"head"} if role.part == "embed" else set())
+    found = [name for part, name in config.keep_activations if part in names]
+    return found[-1] if found else config.activations
+
+
+def kv_reasons(spec: DecoderSpec, kv: str) -> tuple[str, ...]:
+    """Why keys and values of this model can't be stored so; () when they can."""
+    if kv == "int4" and any(layer.attention.head_dim % KV_GROUP for layer in spec.layers):
+        return (f"kv_format int4 needs a head_dim that {KV_GROUP} divides; use int8",)
+    return ()
+
+
+def _notes(kept: list[str], overridden: list[str]) -> tuple[str, ...]:
+    notes = [f"{' and '.join(kept)}: as the artifact was compressed for"] if kept else []
+    if overridden:
+        notes.append(
+            f"the artifact was compressed for {' and '.join(overridden)}, which an option overrides"
+        )
+    return tuple(notes)
+
+
+def _check(served: Served) -> None:
+    known: dict[str, tuple[str, ...]] = {
+        "activations": get_args(ActivationFormat), "KV format": get_args(KvFormat),
+    }  # fmt: skip
+    asked = [("activations", served.activations), ("KV format", served.kv)]
+    for what, name in (*asked, *(("activations", name) for _, name in served.keep)):
+        if name not in known[what]:
+            near = difflib.get_close_matches(name, known[what], 1, 0.0)[0]
+            raise UnsupportedError(
+                f"the artifact was compressed for {what} {name!r}, which this Octavo doesn't know "
+                f"(nearest: {near}); use the Octavo that wrote it, or ask for others"
+            )
