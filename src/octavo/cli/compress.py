@@ -191,6 +191,7 @@ def _lines(result: Result, quality: Quality) -> Iterator[str]:
         f"{human_decimal(report.source_bytes)}"
     )
     yield from _encoded(report)
+    yield from _cast(report)
     for matrix in report.fallbacks():
         yield f"  {matrix.name} by {matrix.method} instead: {matrix.fallback}"
     for fold in report.rolled_back():
@@ -216,6 +217,21 @@ def _encoded(report: CompressionReport) -> Iterator[str]:
         yield (
             f"  {len(matrices)} matrices as {name} by {method}: {_mean(m.bits for m in matrices)} "
             f"bits, {100 * sum(errors) / len(errors):.2f} % of the weights' energy lost"
+        )
+
+
+def _cast(report: CompressionReport) -> Iterator[str]:
+    """What casts did, over all matrices of a format."""
+    found: dict[tuple[str, str], dict[str, int]] = {}
+    for matrix in report.matrices():
+        for what, counts in (matrix.casts or {}).items():
+            sums = found.setdefault((matrix.format, what), dict.fromkeys(counts, 0))
+            for key, count in counts.items():
+                sums[key] += count
+    for (name, what), sums in found.items():
+        yield (
+            f"  {name}, {what}: of {sums['values']} values {sums['overflow']} overflow, "
+            f"{sums['underflow']} become 0, {sums['rounded']} lose digits"
         )
 
 

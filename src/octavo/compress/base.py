@@ -13,6 +13,7 @@ from enum import Flag, auto
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
+from octavo.formats.casts import CastCounts
 from octavo.formats.number_format import NumberFormat
 from octavo.formats.quantized import QuantizedTensor
 from octavo.io.weights import WeightSource
@@ -32,6 +33,7 @@ class Needs(Flag):
     MEAN_ABS = auto()  # mean |x| per input
     HESSIAN = auto()  # 2 / n * sum of x x^T
     SAMPLES = auto()  # some rows of x themselves
+    CASTS = auto()  # what casts of the inputs to fp16 and bf16 would do
     FISHER = auto()  # mean of squared gradients of the loss, per weight
     MEAN_SQUARE = auto()  # mean x^2 per input
 
@@ -41,7 +43,8 @@ class LinearStats:
     """What was asked for, collected once per shared input (q, k and v share theirs).
 
     tokens    rows seen;  absmax, mean_abs  fp32 [in];  hessian  fp32 [in, in], 2 / tokens * X^T X;
-    samples   fp32 [rows, in];  fisher  fp32 [out, in];  mean_square  fp32 [in].
+    samples   fp32 [rows, in];  fisher  fp32 [out, in];  mean_square  fp32 [in];
+    casts     counts by "fp16" and "bf16".
     """
 
     tokens: int = 0
@@ -51,6 +54,7 @@ class LinearStats:
     samples: Tensor | None = None
     fisher: Tensor | None = None
     mean_square: Tensor | None = None
+    casts: Mapping[str, CastCounts] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +123,9 @@ class Encoder(Protocol):
     True when statistics shall come from the block with its earlier matrices encoded.
     """
 
-    needs: ClassVar[Needs]
+    @property
+    def needs(self) -> Needs:
+        """May depend on the options."""
 
     def encode(
         self, weight: Tensor, target: NumberFormat, stats: LinearStats, mask: Tensor | None = None

@@ -36,7 +36,8 @@ from octavo.compress.stats import StatsGatherer, rescaled, sampled_sequences
 from octavo.compress.table import build_encoder
 from octavo.compress.training import check_zeros, train_stage
 from octavo.core.errors import FormatError, InternalError, NumericsError
-from octavo.formats.number_format import NumberFormat
+from octavo.formats.casts import count_cast
+from octavo.formats.number_format import FP32, NumberFormat
 from octavo.formats.quantized import QuantizedTensor
 from octavo.io.artifact import artifact_name
 from octavo.io.weights import WeightSource
@@ -385,7 +386,18 @@ def _measured(
             _ratio((lost @ stats.hessian * lost).sum(), (weight @ stats.hessian * weight).sum())
         ),
         fallback=reason,
+        casts=_casts(tensor, weight, stats),
     )
+
+
+def _casts(
+    tensor: QuantizedTensor, weight: Tensor, stats: LinearStats
+) -> dict[str, dict[str, int]] | None:
+    if not tensor.format.plain or tensor.format == FP32:
+        return None
+    counts = {"weights": count_cast(weight, tensor.format.variant, torch).to_dict()}
+    inputs = (stats.casts or {}).items()
+    return counts | {f"inputs in {name}": found.to_dict() for name, found in inputs}
 
 
 def _ratio(part: Tensor, whole: Tensor) -> float:

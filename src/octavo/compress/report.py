@@ -16,6 +16,8 @@ class MatrixReport:
     output_error  tr(D H D^T) / tr(W H W^T) with D = W - Q, where the step asked for H; else None
                   (as when it is no finite number)
     fallback      why another method than the step's encoded it; "" when none did
+    casts         of a plain float: what the cast did to "weights", and what one to fp16 or bf16
+                  would do to the calibration "inputs in fp16", "inputs in bf16"
     zeros         share of its weights that a pruner set to 0; None: nothing pruned it
     """
 
@@ -27,6 +29,7 @@ class MatrixReport:
     output_error: float | None = None
     fallback: str = ""
     zeros: float | None = None
+    casts: Mapping[str, Mapping[str, int]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 
 from octavo.compress.base import LinearStats, Needs
+from octavo.formats.casts import CastCounts, count_cast
+
+CAST_TO = ("fp16", "bf16")
 
 
 class StatsGatherer:
@@ -19,6 +22,7 @@ class StatsGatherer:
         self._sum_squares = torch.zeros(width, dtype=torch.float64)
         self._products = torch.zeros(width, width) if Needs.HESSIAN in needs else None
         self._samples: list[Tensor] = []
+        self._casts = dict.fromkeys(CAST_TO, CastCounts())
 
     def add(self, x: Tensor, sampled: bool) -> None:
         """Rows fp32 [rows, in]; `sampled`: they are among those kept for SAMPLES."""
@@ -34,6 +38,9 @@ class StatsGatherer:
         if self._products is not None:
             rows = x.numpy()
             self._products += torch.from_numpy(rows.T @ rows)  # numpy's is symmetric: half the work
+        if Needs.CASTS in self._needs:
+            for name in CAST_TO:
+                self._casts[name] += count_cast(x, name, torch)
         if Needs.SAMPLES in self._needs and sampled:
             self._samples.append(x.clone())
 
@@ -49,6 +56,7 @@ class StatsGatherer:
             hessian=None if self._products is None else self._products * (2.0 / n),
             samples=torch.cat(self._samples) if self._samples else None,
             mean_square=(self._sum_squares / n).float() if Needs.MEAN_SQUARE in needs else None,
+            casts=dict(self._casts) if Needs.CASTS in needs else None,
         )
 
 
@@ -68,4 +76,4 @@ def rescaled(stats: LinearStats, scale: Tensor) -> LinearStats:
         "samples": None if stats.samples is None else stats.samples / scale,
         "mean_square": None if stats.mean_square is None else stats.mean_square / scale.square(),
     }
-    return LinearStats(tokens=stats.tokens, fisher=stats.fisher, **parts)
+    return LinearStats(tokens=stats.tokens, fisher=stats.fisher, casts=stats.casts, **parts)

@@ -32,6 +32,7 @@ METHODS = Registry(
     "compression method",
     (
         Method("rtn", "encode", "octavo.compress.methods.rtn:Rtn"),
+        Method("cast", "encode", "octavo.compress.methods.cast:Cast"),
         Method("gptq", "encode", "octavo.compress.methods.gptq:Gptq"),
         Method("hqq", "encode", "octavo.compress.methods.hqq:Hqq"),
         Method("kmeans", "encode", "octavo.compress.methods.kmeans:KMeans"),
