@@ -150,3 +150,81 @@ def test_a_model_without_a_tokenizer_is_refused(
     silent = str(small_model("llama", tmp_path / "silent"))
     words = asked(silent, text, tmp_path / "out", "--format", "int4_g32")
     assert "tokenizer.json" in refusal(capsys, *words)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "expected"),
+    [
+        ("stepz: []", "unknown key 'stepz'; did you mean 'steps'"),
+        ("steps: [{method: rtn, format: int4_g32, selct: q}]", "did you mean 'select'"),
+        ("steps: [{method: rtn, format: int4_g32, select: dwon}]", "matches no matrix"),
+        ("steps: [{method: rtn, format: int4_g33}]", "Groups that fit"),
+        ("steps: [{method: rtn, format: int4_g32}]\nactivations: a9", "did you mean 'a8'"),
+        ("steps: [{method: rtn, format: int4_g32}]\nkv: int9", "kv 'int9' is unknown"),
+        ("steps: [{method: rtn, format: bf16}]\nactivations: a8", "a8 multiplies integers"),
+    ],
+)
+def test_bad_recipes_are_refused_with_the_remedy(
+    recipe: str,
+    expected: str,
+    model: str,
+    text: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe)
+    assert expected in refusal(capsys, *asked(model, text, tmp_path / "out", "--recipe", str(path)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "recipe.yaml", "text.txt"]
+
+
+def test_weights_that_are_nan_leave_nothing(
+    model: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    file = Path(model) / "model.safetensors"
+    weights = load_file(file)
+    name = next(name for name in weights if "layers.1.mlp.up" in name)
+    weights[name] = weights[name].copy()
+    weights[name][0, 0] = float("nan")
+    save_file(weights, file)
+    said = refusal(capsys, *asked(model, text, tmp_path / "out", "--format", "int4_g32"))
+    assert "layer 1 up holds NaN or infinite weights" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "text.txt"]
+
+
+def test_a_full_disk_publishes_nothing_and_the_command_goes_on_later(
+    model: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A limit on the size of a file stands for the disk: the same error, without a disk to fill."""
+    import resource
+
+    words = asked(model, text, tmp_path / "out", "--format", "int4_g32")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
+    try:
+        said = refusal(capsys, *words)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "can't be written" in said or "room" in said
+    assert not (tmp_path / "out").exists()
+    assert compress(*words) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "out", "text.txt"]
+
+
+def test_activations_and_kv_by_flags_are_what_the_artifact_runs_with(
+    model: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    flags = ("--format", "int8_g32", "--activations", "a16", "--activations", "head=a8")
+    assert compress(*asked(model, text, out, *flags, "--kv", "int8")) == 0
+    capsys.readouterr()
+    assert main(["run", str(out), "hello", "--max-tokens", "2", "--json"]) == 0
+    ran = json.loads(capsys.readouterr().out)
+    assert ran["kv"] == "int8"
+    assert any("a16, head a8: as the artifact was compressed for" in note for note in ran["notes"])
+    assert main(["run", str(out), "hi", "--max-tokens", "2", "--kv", "bf16", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kv"] == "bf16"
+    twice = ("--format", "int8_g32", "--activations", "a8", "--activations", "a16")
+    assert "give one for all" in refusal(capsys, *asked(model, text, tmp_path / "b", *twice))

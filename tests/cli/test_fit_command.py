@@ -10,8 +10,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from octavo.cli.fit import SizeType, command
+from octavo.cli.fit import command
 from octavo.cli.footprint import footprint, kv_bytes, longest_context
+from octavo.cli.sizes import SizeType
 from octavo.core.errors import RequestError
 from octavo.io.checkpoint import read_header
 from support import model_files

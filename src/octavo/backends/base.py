@@ -89,6 +89,7 @@ class RuntimeConfig:
     format: str = "source"  # a NumberFormat to requantize to, or "source"
     keep: tuple[tuple[str, str], ...] = ()  # (part, format) exceptions: ("head", "int8_g32")
     strict: bool = False  # refuse generic fallbacks
+    memory: int = 0  # bytes that weights, cache and buffers may take; 0: what is available
     isa: str = ""  # "" = OCTAVO_ISA or the best
     allow_collapsed: bool = False  # `LLM` runs an artifact that lost its source (io.collapse)
 

@@ -43,7 +43,13 @@ DIRECTORY = click.Path(path_type=Path)
 @click.option("--sequences", type=click.IntRange(1), help="Of the text. [default: 32]")
 @click.option("--length", type=click.IntRange(8), help="Tokens of each. [default: 2048]")
 @click.option("--seed", type=click.IntRange(0, (1 << 64) - 1), help="Shifts the sequences.")
-@click.option("--text", "texts", multiple=True, metavar="TEXTFILE", help="Measure on this too.")
+@click.option(
+    "--text",
+    "texts",
+    multiple=True,
+    metavar="TEXTFILE",
+    help="Measure on this too. [default: code]",
+)
 @click.option("--tokens", type=click.IntRange(2), default=4096, help="Of each text measured.")
 @click.option("--max-kl", type=click.FloatRange(0), help="Exit with status 3 above this mean KL.")
 @json_option
@@ -204,6 +210,10 @@ def _lines(result: Result, quality: Quality) -> Iterator[str]:
             f"  {name}: mean KL {kl.value:.4f} (95 %: {kl.low:.4f} to {kl.high:.4f}), "
             f"same top token {top.value:.1%}, perplexity {found.perplexity.value:.3f} "
             f"from {found.base_perplexity.value:.3f}, {found.tokens} tokens"
+        )
+        yield (
+            f"    99.9 % of KL below {found.kl_999.value:.3f}; the true token's probability moves "
+            f"by {found.mean_delta_p.value:+.2%} on average, {found.rms_delta_p.value:.2%} RMS"
         )
     if quality.collapsed:
         yield "  collapsed: it agrees with the source on fewer than half of the top tokens"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import click
 
+from octavo.cli.sizes import SizeType
 from octavo.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -134,6 +135,7 @@ runtime_options = _stack(
         _integer("--context", 0, MAX_CONTEXT, 0, "Longest sequence. [default: the model's own]"),
         _integer("--threads", 0, MAX_THREADS, 0, "Threads. [default: what this process may use]"),
         _option("--isa", click.STRING, "", "Instruction set. [default: OCTAVO_ISA, or the best]"),
+        _option("--memory", SizeType(rate=False), None, "At most for weights and cache: 1GB."),
         _flag("--strict", "Refuse slow generic kernels."),
     )
 )
@@ -201,6 +203,7 @@ def runtime_config() -> RuntimeConfig:
         format=_kept("number_format"),
         keep=_kept("keep"),
         strict=_kept("strict"),
+        memory=int(_kept("memory") or 0),
         isa=_kept("isa"),
         allow_collapsed=click.get_current_context().meta.get("octavo.allow_collapsed", False),
     )

@@ -67,13 +67,15 @@ def _quality(content: Mapping[str, Any]) -> Iterator[str]:
         f"Against the source, both run by {quality['executor']}, windows of {quality['context']} "
         "tokens; 95 % intervals."
     )
-    yield from ("", "| text | tokens | mean KL (nats) | same top token | perplexity | source |")
-    yield "|---|---|---|---|---|---|"
+    names = ("text", "tokens", "mean KL (nats)", "99.9 % KL", "same top token", "RMS Δp")
+    yield from ("", f"| {' | '.join((*names, 'perplexity', 'source'))} |")
+    yield "|---|---|---|---|---|---|---|---|"
     for text in quality["texts"]:
         kl, top = text["kl"]["mean"], text["same_top"]
         yield (
             f"| {text['text']} | {text['tokens']} | {kl['value']:.4f} ({kl['low']:.4f} to "
-            f"{kl['high']:.4f}) | {top['value']:.1%} | {text['perplexity']['value']:.3f} | "
+            f"{kl['high']:.4f}) | {text['kl']['999']['value']:.3f} | {top['value']:.1%} | "
+            f"{text['rms_delta_p']['value']:.2%} | {text['perplexity']['value']:.3f} | "
             f"{text['base_perplexity']['value']:.3f} |"
         )
     yield ""

@@ -23,6 +23,7 @@ from octavo.compress.report import CompressionReport
 from octavo.compress.state import Stage, WorkDirectory, locked, merged
 from octavo.core.errors import NumericsError, ResourceError, UserError
 from octavo.io.checkpoint import OpenModel, open_model
+from octavo.io.corpora import stdlib_code
 from octavo.io.served import Served
 from octavo.io.tokenizer import Tokenizer, load_tokenizer
 from octavo.spec.graph import role_shape, roles
@@ -31,6 +32,7 @@ I64 = npt.NDArray[np.int64]
 Progress = Callable[[str, int, int], None]
 _LONG_TOKEN = 32  # characters: more than any text's average
 EVALUATED = 4096  # tokens of each held-out text
+CODE = "standard library"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,8 @@ def read_material(
     model: Path, recipe: Recipe, evaluation: Sequence[str] = (), limit: int = EVALUATED
 ) -> Material:
     """Read and tokenize the recipe's text: one half calibrates, the other is held out, and further
-    `evaluation` files with it, `limit` tokens of each.
+    `evaluation` files with it, `limit` tokens of each. Without any, code of Python's standard
+    library is the second text: another domain than the calibration's.
 
     Raises UserError for texts that are missing, empty, too short or not UTF-8.
     """
@@ -116,6 +119,8 @@ def read_material(
         )
     held = [(texts.name, texts.evaluation)]
     held += [(Path(name).name, calibration.read_whole(name)) for name in evaluation]
+    if not evaluation:
+        held.append((CODE, stdlib_code("evaluation")))
     encoded = [HeldOut(name, _first_tokens(tokenizer, text, limit), begin) for name, text in held]
     for text in encoded:
         windows_of(text, context_of(spec))  # refuses what is too short before the work begins

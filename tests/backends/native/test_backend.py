@@ -143,8 +143,26 @@ def test_context_is_what_memory_allows() -> None:
 @pytest.mark.parametrize("context", [0, 1024])
 def test_too_little_memory_names_need_have_and_remedy(context: int) -> None:
     config = replace(CONFIG, context=context)
-    with pytest.raises(ResourceError, match=r"needs 2\.\d+ GB .* 1\.00 GB are available; use a sm"):
+    with pytest.raises(ResourceError, match=r"needs 2\.\d+ GB .* 1\.00 GB are available; use a sh"):
         choose_context(SPEC, config, 1000, Budget(2 * GB, GB))
+
+
+def test_the_advice_names_the_largest_format_that_fits() -> None:
+    smaller = (("int8_g32", 1500), ("int4_g32", 800), ("int3_g32", 600))
+    budget = Budget(2 * GB, GB, tuple((name, size * 1_000_000) for name, size in smaller))
+    with pytest.raises(ResourceError, match=r"use --format int4_g32 \(weights 0\.80 GB\) or fewer"):
+        choose_context(SPEC, CONFIG, 1000, budget)
+    tighter = replace(budget, available=700_000_000)
+    with pytest.raises(ResourceError, match=r"use --format int3_g32"):
+        choose_context(SPEC, CONFIG, 1000, tighter)
+
+
+def test_what_is_granted_limits_a_load_and_smaller_formats_fit_in_it() -> None:
+    full = load_native(SPEC, CONFIG).receipt().packed_bytes
+    granted = replace(CONFIG, memory=(64 << 20) + full // 2)
+    with pytest.raises(ResourceError, match=r"use --format int8_g32"):
+        load_native(SPEC, granted)
+    assert load_native(SPEC, replace(granted, format="int8_g32")).receipt().packed_bytes < full // 2
 
 
 def test_a_cache_that_memory_can_not_hold_is_refused_without_a_context_too() -> None:

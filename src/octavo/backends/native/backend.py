@@ -20,9 +20,9 @@ from octavo.backends.native import memory, receipt, threads
 from octavo.backends.native.describe import describe_model, describe_runtime
 from octavo.backends.native.executor import NativeExecutor
 from octavo.backends.native.packing import pack_all
-from octavo.backends.native.recipe import ACTIVATIONS, Storage, pack_plan, storage
+from octavo.backends.native.recipe import ACTIVATIONS, Storage, pack_plan, packed_size, storage
 from octavo.backends.served import kv_reasons, settled
-from octavo.core.errors import ConfigError, ResourceError, UnsupportedError
+from octavo.core.errors import ConfigError, FormatError, ResourceError, UnsupportedError
 from octavo.core.hardware import Machine, probe
 from octavo.formats.number_format import NumberFormat
 from octavo.io.weights import WeightSource
@@ -35,6 +35,7 @@ _RANGES = (
     ("threads", 0, 256), ("max_tokens", 1, 1 << 16), ("max_seqs", 1, 1 << 12),
     ("context", 0, 1 << 24), ("kv_tokens", 0, 1 << 30),
 )  # fmt: skip
+_ADVISED = ("bf16", "int8_g32", "int6_g32", "int5_g32", "int4_g32", "int3_g32", "int2_g32")
 _PARTS = ("embed", "embed_up", "head_down", "head", "q", "k", "v", "o", "gate", "up", "down")
 
 
@@ -96,11 +97,27 @@ def _fit(
 ) -> tuple[RuntimeConfig, tuple[str, ...]]:
     """The config with context and cache resolved, within the memory there is."""
     packed = sum(pack_plan(item).packed_bytes for item in items.values())
-    budget = memory.Budget(packed, machine.memory.available)
+    available = machine.memory.available
+    granted = min(config.memory or available, available)
+    budget = memory.Budget(packed, granted, _smaller(items, packed))
     per_token = memory.kv_bytes_per_token(memory.kv_layout(spec, config))
     context, note = memory.choose_context(spec, config, per_token, budget)
     config = replace(config, context=context, kv_tokens=config.kv_tokens or context)
     return config, (note,) if note else ()
+
+
+def _smaller(items: Mapping[Role, Storage], packed: int) -> tuple[tuple[str, int], ...]:
+    """Bytes of all matrices in formats that take fewer."""
+    found = []
+    for name in _ADVISED:
+        format = NumberFormat.parse(name)
+        try:
+            size = sum(packed_size(format, item.shape) for item in items.values())
+        except FormatError:
+            continue
+        if size < packed:
+            found.append((name, size))
+    return tuple(sorted(found, key=lambda pair: -pair[1]))
 
 
 def _pack_all(

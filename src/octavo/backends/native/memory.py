@@ -18,10 +18,12 @@ _MIN_CONTEXT = 256
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Bytes: `packed` of all weights, `available` on the machine now."""
+    """Bytes: `packed` of all weights, `available` on the machine now, or what was granted;
+    `smaller`: what the weights would take in other formats, the largest first."""
 
     packed: int
     available: int
+    smaller: tuple[tuple[str, int], ...] = ()
 
 
 def kv_layout(spec: DecoderSpec, config: RuntimeConfig) -> KvLayout:
@@ -82,11 +84,19 @@ def _check(budget: Budget, kv: int, config: RuntimeConfig) -> None:
     need = budget.packed + kv + _SPARE
     if need <= budget.available:
         return
-    smaller = "a smaller format (int4_g32 and below)" if config.format == "source" else "fewer bits"
     raise ResourceError(
         f"this model needs {_size(need)} (weights {_size(budget.packed)}, cache {_size(kv)}), and "
-        f"{_size(budget.available)} are available; use {smaller}, or a shorter context"
+        f"{_size(budget.available)} are available; {_advice(budget, kv)}"
     )
+
+
+def _advice(budget: Budget, kv: int) -> str:
+    room = budget.available - kv - _SPARE
+    fitting = [(name, size) for name, size in budget.smaller if size <= room]
+    if not fitting:
+        return "use a shorter context, or a smaller model: no format is small enough"
+    name, size = fitting[0]
+    return f"use --format {name} (weights {_size(size)}) or fewer bits, or a shorter context"
 
 
 def _size(count: int) -> str:

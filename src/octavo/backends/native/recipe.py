@@ -133,8 +133,13 @@ def plan_of(format: NumberFormat, shape: tuple[int, int]) -> _native.PackPlan:
 def native_bits(format: NumberFormat, shape: tuple[int, int]) -> float:
     """Bits per weight of `shape` = (out, in) as panels hold it, with padding. Raises FormatError
     when the shape doesn't fit."""
+    return 8 * packed_size(format, shape) / (shape[0] * shape[1])
+
+
+def packed_size(format: NumberFormat, shape: tuple[int, int]) -> int:
+    """Bytes of a weight of `shape` as panels hold it. Raises FormatError when it doesn't fit."""
     format.groups(shape)
-    return 8 * plan_of(format, shape).packed_bytes / (shape[0] * shape[1])
+    return plan_of(format, shape).packed_bytes
 
 
 def scaling(format: NumberFormat) -> _native.Scaling:
