@@ -9,7 +9,7 @@ import pytest
 
 from octavo.compress.job import compress
 from octavo.compress.pruning import parsed, pruned_recipe
-from octavo.compress.recipe import Recipe, from_flags
+from octavo.compress.recipe import Recipe, Step, from_flags
 from octavo.core.errors import ConfigError
 from octavo.io.artifact import read_manifest
 from octavo.io.checkpoint import open_model
@@ -94,3 +94,35 @@ def test_a_pruned_artifact_runs_natively_with_the_values_it_stores(tmp_path: Pat
     result = compress(path, recipe("wanda:2:4"), tmp_path / "out", material(4, 24, 64))
     assert result.quality is not None
     assert np.isfinite(result.quality.kl)
+
+
+@pytest.mark.parametrize("prune", ["wanda:2:4", "sparsegpt:0.5"])
+def test_training_afterwards_keeps_every_zero(tmp_path: Path, prune: str) -> None:
+    path = small_model("qwen2", tmp_path / "m")
+    fed = material(10, 24)
+    steps = recipe(prune).steps
+    options = {"steps": 3, "batch": 2, "context": 12, "learning_rate": 0.01, "patience": 0}
+    trained = Recipe((*steps, Step("qat", select=("layers.*",), options=options)))
+    compress(path, Recipe(steps), tmp_path / "before", fed)
+    result = compress(path, trained, tmp_path / "after", fed)
+    assert {m.zeros for m in result.report.matrices() if m.name.startswith("layers")} != {None}
+    with open_model(tmp_path / "before") as a, open_model(tmp_path / "after") as b:
+        moved = 0
+        for role in linear_roles(a.spec):
+            if role.layer is None:
+                continue
+            before = a.source.tensor(role).float32()
+            after = b.source.tensor(role).float32()
+            mask = masks_of(prune, before)
+            assert not after[~mask].any()
+            moved += int((before != after).sum())
+        assert moved
+
+
+def masks_of(prune: str, before: np.ndarray) -> np.ndarray:
+    """Zeros that are sure to be the pruner's: sparsegpt's are all of them; of 2:4 whole fours."""
+    if prune.startswith("sparsegpt"):
+        return before != 0
+    fours = (before != 0).reshape(before.shape[0], -1, 4)
+    full = fours.sum(2, keepdims=True) == 2
+    return (fours | ~full).reshape(before.shape)

@@ -297,6 +297,9 @@ class Driver:
                 seen = stats.get(role, LinearStats())
                 mask = self._mask(role, weight, seen, notes)
                 tensor, report = self._encode(role, weight, seen, mask)
+                if mask is None and report.method == self._pruning(role):
+                    mask = torch.from_numpy(tensor.dequantize() != 0)
+                    report = replace(report, zeros=_share(~mask))
                 stage.add_matrix(name, tensor)
                 if mask is not None:
                     stage.masks[name] = mask.numpy()
@@ -329,6 +332,11 @@ class Driver:
                 raise NumericsError(f"{role_name(role)}: {error}") from error
             notes.append(f"{role_name(role)} is not pruned by {step.method}: {error}")
             return None
+
+    def _pruning(self, role: Role) -> str:
+        """The method of an encoder that prunes by itself, so that its zeros are a mask; else ""."""
+        encoder = self._plan.encoders[role]
+        return self._plan.steps[role].method if getattr(encoder, "prunes", False) else ""
 
     def _copy(self, stage: Stage, name: str, role: Role) -> None:
         view = self._source.tensor(role)
