@@ -189,7 +189,8 @@ def test_weights_that_are_nan_leave_nothing(
     weights[name] = weights[name].copy()
     weights[name][0, 0] = float("nan")
     save_file(weights, file)
-    said = refusal(capsys, *asked(model, text, tmp_path / "out", "--format", "int4_g32"))
+    assert compress(*asked(model, text, tmp_path / "out", "--format", "int4_g32")) == 1
+    said = capsys.readouterr().err
     assert "layer 1 up holds NaN or infinite weights" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "text.txt"]
 
@@ -207,7 +208,7 @@ def test_a_full_disk_publishes_nothing_and_the_command_goes_on_later(
         said = refusal(capsys, *words)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert "can't be written" in said or "room" in said
+    assert "can't be written" in said
     assert not (tmp_path / "out").exists()
     assert compress(*words) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "out", "text.txt"]
