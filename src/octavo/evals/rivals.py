@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,8 +21,14 @@ F32 = npt.NDArray[np.float32]
 GGML_F32, GGML_F16, GGML_Q8_0, GGML_BF16 = 0, 1, 8, 30
 KV_TYPES = {"f32": GGML_F32, "f16": GGML_F16, "q8_0": GGML_Q8_0, "bf16": GGML_BF16}
 # llama.h, enum llama_ftype
-FILE_TYPES = {"f16": 1, "q4_0": 2, "q8_0": 7, "q4_k_m": 15}
-FileType = Literal["f16", "q4_0", "q8_0", "q4_k_m"]
+FILE_TYPES = {
+    "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_k": 10, "q3_k_s": 11,
+    "q3_k_m": 12, "q3_k_l": 13, "q4_k_s": 14, "q4_k_m": 15, "q5_k_s": 16, "q5_k_m": 17, "q6_k": 18,
+}  # fmt: skip
+FileType = Literal[
+    "f16", "q4_0", "q4_1", "q8_0", "q5_0", "q5_1", "q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s",
+    "q4_k_m", "q5_k_s", "q5_k_m", "q6_k",
+]  # fmt: skip
 
 
 def llama_cpp() -> Any:
@@ -186,11 +192,16 @@ def _drop(level: int, text: bytes, data: ctypes.c_void_p) -> None:
 
 
 def quantize(
-    source: Path, target: Path, kind: FileType, pure: bool = False, threads: int = 0
+    source: Path,
+    target: Path,
+    kind: FileType,
+    pure: bool = False,
+    threads: int = 0,
+    importance: Mapping[str, F32] | None = None,
 ) -> None:
     """Write `target` by llama.cpp's own quantizer. `pure`: embedding and head in `kind` as well.
 
-    `source` may itself be quantized; it is dequantized first. Raises OctavoError on failure.
+    `importance`: mean squared inputs of matrices, by tensor name (llama-imatrix's file). `source` may itself be quantized; it is dequantized first. Raises OctavoError on failure.
     """
     lib = llama_cpp()
     keep = _quiet(lib)
@@ -199,12 +210,26 @@ def quantize(
     params.pure = pure
     params.allow_requantize = params.quantize_output_tensor = True
     params.nthread = threads or len(os.sched_getaffinity(0))
+    given = _importance(lib, importance or {})
+    if importance:
+        params.imatrix = given
     status = lib.llama_model_quantize(
         os.fsencode(source), os.fsencode(target), ctypes.byref(params)
     )
-    del keep
+    del keep, given
     if status:
         raise OctavoError(f"{source}: llama.cpp's quantizer failed with status {status}")
+
+
+def _importance(lib: Any, importance: Mapping[str, F32]) -> Any:
+    """A C array of llama_model_imatrix_data, ended by an entry without a name."""
+    entries = (lib.llama_model_imatrix_data * (len(importance) + 1))()
+    for entry, (name, values) in zip(entries, importance.items(), strict=False):
+        numbers = np.ascontiguousarray(values, np.float32)
+        entry.name, entry.size = name.encode(), numbers.size
+        # ctypes keeps no array alive through a cast pointer: a copy of its own is kept with it.
+        entry.data = (ctypes.c_float * numbers.size)(*numbers.tolist())
+    return entries
 
 
 def quantize_pure(source: Path, target: Path, threads: int = 0) -> None:

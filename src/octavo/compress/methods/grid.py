@@ -35,7 +35,7 @@ class Grid:
             raise FormatError(f"{target} has no grid of codes to choose from: use int, ternary")
         self.format = target
         self.convention = resolve_convention(target, convention)
-        self._stored = encode(weight.float().numpy(), target, self.convention)
+        self._stored = self._encoded(weight)
         self._like = weight
         self.step = self._per_row(self._stored.steps())
         self.group = weight.shape[1] // self.step.shape[1]
@@ -47,6 +47,9 @@ class Grid:
             self._levels = self._own(named_levels(target))
             self._middles = self._own(_middles(named_levels(target)))
         self.zero = self._zero_codes()
+
+    def _encoded(self, weight: Tensor) -> QuantizedTensor:
+        return encode(weight.float().numpy(), self.format, self.convention)
 
     def nearest(self, w: Tensor, group: int) -> tuple[Tensor, Tensor]:
         """Codes and values [out] of the grid points nearest to w [out], weights of one group."""

@@ -1,0 +1,179 @@
+"""A budget becomes a recipe: sensitivities, an allocation, and a step per format.
+
+The budget counts what the artifact stores, all tensors and all parameters included; a tied head is
+counted once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from octavo.compress.budget import Allocation, Item, allocate, allocate_cost
+from octavo.compress.recipe import Recipe, Step, matrices, role_name
+from octavo.compress.sensitivity import Probing, Progress, Sensitivities, measure, takes
+from octavo.compress.table import METHODS, build_encoder
+from octavo.core.errors import ConfigError
+from octavo.formats import rtn
+from octavo.formats.number_format import NumberFormat
+from octavo.io.checkpoint import open_model
+from octavo.io.mapping import replacing
+from octavo.spec.decoder import DecoderSpec
+from octavo.spec.graph import role_shape, roles
+
+Size = Callable[[NumberFormat, tuple[int, int]], int]
+
+# What may be picked from: two-level formats where 256 divides the rows, one-level ones elsewhere.
+CANDIDATES = (
+    "int2_g16_offset_su4x256", "int3_g16_si6x256", "int4_g32_offset_su6x256",
+    "int5_g32_offset_su6x256", "int6_g16_si8x256", "int3_g64", "int3_g32", "int4_g64", "int4_g32",
+    "int5_g32", "int6_g32", "int8_g64", "int8_g32",
+)  # fmt: skip
+PROBED = 2048  # tokens of the calibration text on which sensitivities are measured
+_LOGITS = 1 << 27  # of the probed text at most: they stay in memory
+_BUDGET = re.compile(r"(?:(?P<bits>[0-9.]+)bpw|(?P<mb>[0-9.]+)MB|kl:(?P<kl>[0-9.eE-]+))")
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """One of three: bits per parameter, bytes of tensors, or the expected mean KL."""
+
+    bits: float = 0.0
+    bytes: int = 0
+    kl: float = 0.0
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """`4.25bpw`, `90MB` (of 10^6 bytes) or `kl:0.02`. Raises ConfigError."""
+        match = _BUDGET.fullmatch(text.strip())
+        try:
+            value = float(next(filter(None, match.groups()))) if match else 0.0
+        except ValueError:
+            value = 0.0
+        if match is None or not value > 0 or not np.isfinite(value):
+            raise ConfigError(f"budget {text!r}: give it as 4.25bpw, 90MB or kl:0.02")
+        if match["bits"]:
+            return cls(bits=value)
+        return cls(bytes=round(value * 1e6)) if match["mb"] else cls(kl=value)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A format for every matrix, by name. `expected`: the KL that the table adds up to."""
+
+    formats: Mapping[str, str]
+    bytes: int
+    expected: float
+    gap: float
+
+
+def stored_bytes(format: NumberFormat, shape: tuple[int, int]) -> int:
+    """Bytes of a matrix in an artifact, whose sub-scales take a byte each."""
+    row = rtn.encode(np.ones((1, shape[1]), np.float32), format)
+    return row.nbytes * shape[0]
+
+
+def choose(
+    spec: DecoderSpec, table: Sensitivities, budget: Budget, size: Size = stored_bytes
+) -> Choice:
+    """The formats of least expected KL within the budget (or of fewest bytes under its KL)."""
+    shapes = {role_name(role): role_shape(spec, role) for role in matrices(spec)}
+    names = list(shapes)
+    options = [tuple(table.kl[name]) for name in names]
+    items = [
+        Item(
+            np.array([size(NumberFormat.parse(f), (shapes[n][0], shapes[n][1])) for f in row]),
+            np.array([table.kl[n][f] for f in row]),
+        )
+        for n, row in zip(names, options, strict=True)
+    ]
+    rest = _rest_bytes(spec)
+    found = _allocated(items, spec, budget, rest)
+    formats = {n: row[p] for n, row, p in zip(names, options, found.picks, strict=True)}
+    return Choice(formats, found.size + rest, found.cost, found.gap)
+
+
+def _allocated(items: Sequence[Item], spec: DecoderSpec, budget: Budget, rest: int) -> Allocation:
+    if budget.kl:
+        return allocate_cost(items, budget.kl)
+    parameters = sum(int(np.prod(role_shape(spec, role))) for role in roles(spec))
+    return allocate(items, (budget.bytes or int(parameters * budget.bits / 8)) - rest)
+
+
+def _rest_bytes(spec: DecoderSpec) -> int:
+    """Norms, biases and routers: fp32."""
+    chosen = set(matrices(spec))
+    return sum(4 * int(np.prod(role_shape(spec, r))) for r in roles(spec) if r not in chosen)
+
+
+def recipe_of(choice: Choice, base: Recipe, method: str, untied: bool) -> Recipe:
+    """Steps that give every matrix its format. An untied embedding has no inputs: it is rounded."""
+    by_format: dict[tuple[str, str], list[str]] = {}
+    for name, format in choice.formats.items():
+        how = "rtn" if name == "embed" and untied else method
+        by_format.setdefault((how, format), []).append(name)
+    steps = [Step(how, format, tuple(names)) for (how, format), names in by_format.items()]
+    return Recipe(tuple(steps), calibration=base.calibration, seed=base.seed)
+
+
+def budgeted(
+    model: Path,
+    base: Recipe,
+    budget: Budget,
+    tokens: np.ndarray,
+    kept: Path,
+    method: str = "searched",
+    progress: Progress | None = None,
+) -> tuple[Recipe, Choice]:
+    """The recipe for a budget. Sensitivities are measured on the first of `tokens`, and kept in
+    `kept`, which is refused when it is of another model, text or method."""
+    if METHODS.get(method).kind != "encode":
+        raise ConfigError(f"--budget chooses formats for an encoder, and {method} is none")
+    with open_model(model) as opened:
+        spec = opened.spec
+        probed = _probed(tokens, spec.vocab)
+        formats = candidates(spec, method)
+        _check_identity(kept, {
+            "source": opened.source.describe(), "method": method,
+            "formats": [str(f) for f in formats], "tokens": hashlib.sha256(probed).hexdigest(),
+        })  # fmt: skip
+        probing = Probing(opened.source, spec, probed)
+        table = measure(probing, formats, build_encoder(method, {}), kept, progress)
+    choice = choose(spec, table, budget)
+    return recipe_of(choice, base, method, not spec.tied_head), choice
+
+
+def candidates(spec: DecoderSpec, method: str) -> list[NumberFormat]:
+    """Formats that some matrix takes, and the method encodes."""
+    shapes = [role_shape(spec, role) for role in matrices(spec)]
+    formats = [NumberFormat.parse(name) for name in CANDIDATES]
+    if method == "searched":
+        from octavo.formats.gguf_formats import gguf_type_of
+
+        formats = [f for f in formats if gguf_type_of(f) is not None]
+    return [f for f in formats if any(takes(f, shape) for shape in shapes)]
+
+
+def _probed(tokens: np.ndarray, vocab: int) -> np.ndarray:
+    """Whole sequences of the calibration text, or the beginning of one that is too long."""
+    room = max(64, min(PROBED, _LOGITS // vocab))
+    length = min(tokens.shape[1], room)
+    return np.ascontiguousarray(tokens[: max(1, room // length), :length])
+
+
+def _check_identity(kept: Path, identity: Mapping[str, object]) -> None:
+    said = kept.with_suffix(".identity.json")
+    text = json.dumps(identity, sort_keys=True)
+    if kept.exists() and (not said.exists() or said.read_text(encoding="utf-8") != text):
+        raise ConfigError(
+            f"{kept} holds sensitivities of another model, text or method: remove it, or choose "
+            "another output"
+        )
+    with replacing(said) as file:
+        file.write(text.encode())

@@ -1,0 +1,202 @@
+"""What each matrix is expected to cost in each format, in nats of mean KL on calibration text.
+
+Per matrix one end-to-end measurement: the model runs with that matrix alone encoded, by the
+recipe's own method in a probing format, and its distributions are compared with the source's. For
+small errors KL is quadratic in them, so that other formats follow from the error of the layer's
+output, tr((W - Q) H (W - Q)^T), taken on a sample of rows:
+
+    KL(m, f) = KL(m, probe) * error(m, f) / error(m, probe)
+
+Measurements are kept in a file as they are made: a run that was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from octavo.compress.base import Encoder, LinearStats
+from octavo.compress.block import BlockDecoder, load_tensor
+from octavo.compress.recipe import matrices, role_name
+from octavo.core.errors import FormatError, NumericsError
+from octavo.formats import rtn
+from octavo.formats.gguf_formats import gguf_type_of
+from octavo.formats.number_format import NumberFormat
+from octavo.io.gguf_blocks import dequantize
+from octavo.io.gguf_search import SHAPES, search
+from octavo.io.mapping import replacing
+from octavo.io.weights import WeightSource
+from octavo.spec.decoder import DecoderSpec, Role
+from octavo.spec.graph import head_role, roles, shared_inputs
+
+I64 = npt.NDArray[np.int64]
+Progress = Callable[[str, int, int], None]
+Table = Mapping[str, Mapping[str, float]]  # matrix -> format -> KL
+
+PROBE = "int4_g32"
+SAMPLED = 96  # rows of a matrix whose error in each format is taken
+
+
+class Probing:
+    """The source in fp32, and what its layers are given on the probing text: all of it in memory.
+
+    tokens  int64 [sequences, length]
+    """
+
+    def __init__(self, source: WeightSource, spec: DecoderSpec, tokens: I64) -> None:
+        self.spec, self.tokens = spec, tokens
+        self.weights = {role: load_tensor(source, role) for role in roles(spec)}
+        self._decoder = BlockDecoder(spec, self.weights)
+        self._leader = self._leaders()
+        self._sums: dict[Role, Tensor] = {}
+        self._inputs = self._run()
+        self._base = [self._log_probs(self._decoder, x) for x in self._inputs[-1]]
+
+    def stats(self, role: Role) -> LinearStats:
+        """The Hessian of a matrix's inputs; ones on its diagonal where none go in (an embedding
+        that isn't the head)."""
+        leader = self._leader.get(role)
+        width = self.weights[role].shape[1]
+        if leader is None or leader not in self._sums:
+            return LinearStats(tokens=self.tokens.size, hessian=torch.eye(width))
+        return LinearStats(
+            tokens=self.tokens.size, hessian=self._sums[leader] * (2 / self.tokens.size)
+        )
+
+    def kl(self, role: Role, values: Tensor) -> float:
+        """Mean KL from the source's distributions when one matrix has these values."""
+        decoder = BlockDecoder(self.spec, {**self.weights, role: values})
+        first = len(self.spec.layers) if role.part == "head" else role.layer or 0
+        total = 0.0
+        for n, base in enumerate(self._base):
+            if role.part == "embed":
+                x = decoder.embed(self.tokens[n])
+            else:
+                x = self._inputs[first][n]
+            for layer in range(first, len(self.spec.layers)):
+                x = decoder.run_layer(layer, x)
+            found = self._log_probs(decoder, x)
+            total += float((base.exp() * (base - found)).sum(dtype=torch.float64))
+        return total / self.tokens.size
+
+    def _leaders(self) -> dict[Role, Role]:
+        """Role -> the first role that reads the same input."""
+        found = {head_role(self.spec): head_role(self.spec)}
+        for layer in range(len(self.spec.layers)):
+            for group in shared_inputs(self.spec, layer):
+                found.update(dict.fromkeys(group, group[0]))
+        return found
+
+    def _run(self) -> list[list[Tensor]]:
+        """Inputs of every layer, and of the head, per sequence; products of inputs on the way."""
+        leaders = set(self._leader.values())
+
+        def watch(role: Role, x: Tensor) -> None:
+            if role in leaders:
+                if role not in self._sums:
+                    self._sums[role] = torch.zeros(x.shape[1], x.shape[1])
+                self._sums[role].addmm_(x.T, x)
+
+        self._decoder.watcher = watch
+        found = [[self._decoder.embed(row) for row in self.tokens]]
+        for layer in range(len(self.spec.layers)):
+            found.append([self._decoder.run_layer(layer, x) for x in found[-1]])
+        for x in found[-1]:
+            watch(head_role(self.spec), self._decoder.final_norm(x))
+        self._decoder.watcher = None
+        return found
+
+    def _log_probs(self, decoder: BlockDecoder, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return torch.log_softmax(decoder.head(x), -1)
+
+
+@dataclass(frozen=True, slots=True)
+class Sensitivities:
+    """`kl`: the table;  `probe`: measured KL of each matrix, by name, in the probing format."""
+
+    kl: Table
+    probe: Mapping[str, float]
+
+
+def measure(
+    probing: Probing,
+    formats: Sequence[NumberFormat],
+    encoder: Encoder,
+    kept: Path | None = None,
+    progress: Progress | None = None,
+) -> Sensitivities:
+    """The table for every matrix and every format that its shape takes. `kept`: a JSON file of what
+    was measured before, of the same model, text and formats; it is added to."""
+    found = _read(kept)
+    todo = matrices(probing.spec)
+    for done, role in enumerate(todo, 1):
+        name = role_name(role)
+        if name not in found:
+            found[name] = _one(probing, role, formats, encoder)
+            if kept is not None:
+                with replacing(kept) as file:
+                    file.write(json.dumps(found, indent=1).encode())
+        if progress:
+            progress("sensitivity", done, len(todo))
+    table = {name: {f: v for f, v in row.items() if f != "probe"} for name, row in found.items()}
+    return Sensitivities(table, {name: row["probe"] for name, row in found.items()})
+
+
+def _one(
+    probing: Probing, role: Role, formats: Sequence[NumberFormat], encoder: Encoder
+) -> dict[str, float]:
+    weight, stats = probing.weights[role], probing.stats(role)
+    assert stats.hessian is not None
+    target = NumberFormat.parse(PROBE)
+    if not takes(target, weight.shape):
+        target = NumberFormat.parse("int4_channel")
+    try:
+        encoded = encoder.encode(weight, target, stats)
+    except (NumericsError, FormatError):  # what the method isn't for is rounded by the recipe too
+        encoded = rtn.encode(weight.numpy(), target)
+    kl = probing.kl(role, torch.from_numpy(encoded.dequantize()))
+    at = np.linspace(0, len(weight) - 1, min(SAMPLED, len(weight))).astype(np.int64)
+    rows = weight[torch.from_numpy(at)]
+    yardstick = output_error(rows, target, stats.hessian)
+    errors = {str(f): output_error(rows, f, stats.hessian)
+              for f in formats if takes(f, weight.shape)}  # fmt: skip
+    scale = kl / yardstick if yardstick > 0 else 0.0
+    return {"probe": kl, **{name: error * scale for name, error in errors.items()}}
+
+
+def takes(format: NumberFormat, shape: Sequence[int]) -> bool:
+    """Whether a weight of this shape splits into the format's groups."""
+    try:
+        format.groups((shape[0], shape[1]))
+    except FormatError:
+        return False
+    return True
+
+
+def output_error(rows: Tensor, format: NumberFormat, hessian: Tensor) -> float:
+    """tr((W - Q) H (W - Q)^T) of rows that are encoded one by one, with H's diagonal as weight."""
+    if format.plain and format.bits > 8:
+        return 0.0
+    type_name = gguf_type_of(format)
+    if type_name in SHAPES:
+        weigh = hessian.diagonal().contiguous().numpy()
+        values = dequantize(type_name, search(type_name, rows.numpy(), weigh))
+    else:
+        values = rtn.encode(rows.numpy(), format).dequantize()
+    wrong = rows - torch.from_numpy(values)
+    return float(((wrong @ hessian) * wrong).sum())
+
+
+def _read(kept: Path | None) -> dict[str, dict[str, float]]:
+    if kept is None or not kept.exists():
+        return {}
+    found: dict[str, dict[str, float]] = json.loads(kept.read_text(encoding="utf-8"))
+    return found
