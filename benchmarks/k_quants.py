@@ -142,7 +142,7 @@ class Bench:
         choice = choose(spec, self.table, Budget(bytes=limit), block_bytes)
         out = self.work / f"ours-{choice.bytes}"
         if not out.exists():
-            recipe = recipe_of(choice, self.base, "searched", not spec.tied_head)
+            recipe = recipe_of(choice, self.base, "searched", spec.tied_head)
             compress(self.model, recipe, out, Material(self.material.tokens, (), "calibration"))
         return out, choice
 

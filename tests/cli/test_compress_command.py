@@ -64,6 +64,36 @@ def test_flags_write_an_artifact_that_is_measured(
     assert "int4_g32" in capsys.readouterr().out
 
 
+def test_a_budget_gives_every_matrix_a_format(
+    model: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert compress(*asked(model, text, out, "--budget", "5.2bpw", "--json")) == 0
+    printed: dict[str, Any] = json.loads(capsys.readouterr().out)
+    with open_model(out) as opened:
+        stored = sum(tensor.nbytes for tensor in opened.tensors.values())
+    assert 0.95 * 5.2 < printed["report"]["bits_per_weight"] <= 5.2
+    assert stored == printed["report"]["bytes"]
+    assert json.loads((out / "sensitivity.json").read_text())["formats"].keys() > {"embed"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "out", "text.txt"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--budget", "small"), "give it as 4.25bpw"),
+        (("--budget", "5bpw", "--format", "int4_g32"), "leave --recipe, --format"),
+        (("--budget", "5bpw", "--method", "hqq"), "take searched or gptq or rtn"),
+        (("--budget", "1bpw"), "smallest formats take"),
+    ],
+)
+def test_budgets_that_cannot_be_are_refused(
+    words: tuple[str, ...], message: str, model: str, text: str, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    assert message in refusal(capsys, *asked(model, text, tmp_path / "out", *words))
+
+
 def test_the_text_output_says_size_formats_and_divergence(
     model: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,7 +17,8 @@ from octavo.cli.output import emit_json, human_decimal
 from octavo.core.errors import UnsupportedError, UserError
 
 if TYPE_CHECKING:
-    from octavo.compress.job import Progress, Result
+    from octavo.compress.budgeted import Choice
+    from octavo.compress.job import Material, Progress, Result
     from octavo.compress.quality import Quality
     from octavo.compress.recipe import Recipe
     from octavo.compress.report import CompressionReport
@@ -39,6 +40,9 @@ DIRECTORY = click.Path(path_type=Path)
 @keep_option
 @click.option("--activations", multiple=True, metavar="[PART=]A", help="a8, head=a16, ... (docs).")
 @click.option("--kv", type=click.Choice(KV_FORMATS), help="Format of keys and values.")
+@click.option(
+    "--budget", metavar="HOW", help="4.25bpw, 90MB or kl:0.02: a format for every matrix."
+)
 @click.option("--calibration", metavar="TEXTFILE", help="UTF-8 text. [default: Wikipedia]")
 @click.option("--sequences", type=click.IntRange(1), help="Of the text. [default: 32]")
 @click.option("--length", type=click.IntRange(8), help="Tokens of each. [default: 2048]")
@@ -62,6 +66,7 @@ def command(
     prune: str | None,
     activations: tuple[str, ...],
     kv: str | None,
+    budget: str | None,
     calibration: str | None,
     sequences: int | None,
     length: int | None,
@@ -74,22 +79,34 @@ def command(
     """Compress MODEL into the directory OUT, and measure what that cost.
 
     By a recipe, or by flags: --method encodes the blocks in --format; embedding and head are
-    rounded to it; --keep makes exceptions. Half of the calibration text calibrates, the other half
-    measures: KL divergence against MODEL, as both run natively. A run that was interrupted goes on
+    rounded to it; --keep makes exceptions; --budget chooses a format for every matrix. Half of the
+    calibration text calibrates, the other half measures: KL divergence against MODEL, as both run
+    natively. A run that was interrupted goes on
     where it ended when the same command is given again.
     """
     _need_torch()
+    from octavo.compress.budgeted import keep
     from octavo.compress.job import check_output, compress, read_material
     from octavo.io.hub import resolve_model
 
-    recipe = _recipe(recipe_file, method, number_format, kept_parts(), prune)
+    if budget is None:
+        recipe = _recipe(recipe_file, method, number_format, kept_parts(), prune)
+    else:
+        recipe = _text_of_budget(
+            budget, method, recipe_file or number_format or prune or kept_parts()
+        )
     recipe = _with_runtime(recipe, activations, kv)
     recipe = _with_calibration(recipe, calibration, sequences, length, seed)
     check_output(out)
     path = resolve_model(model)
     material = read_material(path, recipe, texts, tokens)
     with _progress_bar() as progress:
+        choice = None
+        if budget is not None:
+            recipe, choice = _chosen(path, recipe, budget, method, material, out, progress)
         result = compress(path, recipe, out, material, progress)
+    if choice is not None:
+        keep(out, choice)
     assert result.quality is not None
     if as_json:
         emit_json({"model": model, "out": str(out), "report": result.report.to_dict(),
@@ -142,6 +159,35 @@ def _with_runtime(recipe: Recipe, activations: tuple[str, ...], kv: str | None) 
     )  # fmt: skip
 
 
+def _text_of_budget(budget: str, method: str | None, other: object) -> Recipe:
+    """Checks what goes with --budget, before anything is read."""
+    from octavo.compress.budgeted import Budget, check_method, placeholder
+
+    if other:
+        raise UserError(
+            "--budget chooses the formats: leave --recipe, --format, --keep and --prune out"
+        )
+    Budget.parse(budget)
+    check_method(method or "")
+    return placeholder()
+
+
+def _chosen(
+    model: Path,
+    recipe: Recipe,
+    budget: str,
+    method: str | None,
+    material: Material,
+    out: Path,
+    progress: Progress | None,
+) -> tuple[Recipe, Choice]:
+    from octavo.compress.budgeted import Budget, budgeted, sensitivity_file
+
+    assert material.tokens is not None
+    kept, tokens = sensitivity_file(out), material.tokens
+    return budgeted(model, recipe, Budget.parse(budget), tokens, kept, method or "", progress)
+
+
 def _with_calibration(
     recipe: Recipe, text: str | None, sequences: int | None, length: int | None, seed: int | None
 ) -> Recipe:
@@ -174,7 +220,7 @@ def _progress_bar() -> Iterator[Progress | None]:
         tasks = {"compressing": bar.add_task("compressing", total=None)}
 
         def show(stage: str, done: int, total: int) -> None:
-            name = "measuring" if stage == "measuring" else "compressing"
+            name = stage if stage in ("measuring", "sensitivity") else "compressing"
             if name not in tasks:
                 tasks[name] = bar.add_task(name)
             bar.update(tasks[name], completed=done, total=total)

@@ -83,6 +83,13 @@ def add_quality(directory: Path, quality: Mapping[str, object]) -> None:
     write_manifest(directory, {**content, "quality": quality})
 
 
+def add_file(directory: Path, name: str, content: Mapping[str, object]) -> None:
+    """Put a JSON file into a finished artifact, and its checksum into the manifest."""
+    write_json(directory / name, content)
+    manifest: dict[str, Any] = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+    write_manifest(directory, manifest)
+
+
 def publish(directory: Path, out: Path) -> None:
     """Give a finished directory its name. Raises ResourceError when that is taken meanwhile."""
     try:

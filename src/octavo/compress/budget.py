@@ -33,7 +33,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
-    """`picks`: an option per item. No allocation within the limit costs less than `cost` - `gap`."""
+    """`picks`: an option per item. Nothing within the limit costs less than `cost` - `gap`."""
 
     picks: tuple[int, ...]
     size: int

@@ -10,23 +10,27 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from octavo.compress.artifact import add_file
 from octavo.compress.budget import Allocation, Item, allocate, allocate_cost
 from octavo.compress.recipe import Recipe, Step, matrices, role_name
 from octavo.compress.sensitivity import Probing, Progress, Sensitivities, measure, takes
-from octavo.compress.table import METHODS, build_encoder
+from octavo.compress.table import build_encoder
 from octavo.core.errors import ConfigError
 from octavo.formats import rtn
+from octavo.formats.gguf_formats import gguf_type_of
 from octavo.formats.number_format import NumberFormat
 from octavo.io.checkpoint import open_model
+from octavo.io.gguf_search import SHAPES
 from octavo.io.mapping import replacing
 from octavo.spec.decoder import DecoderSpec
 from octavo.spec.graph import role_shape, roles
 
+SENSITIVITY = "sensitivity.json"
 Size = Callable[[NumberFormat, tuple[int, int]], int]
 
 # What may be picked from: two-level formats where 256 divides the rows, one-level ones elsewhere.
@@ -35,6 +39,7 @@ CANDIDATES = (
     "int5_g32_offset_su6x256", "int6_g16_si8x256", "int3_g64", "int3_g32", "int4_g64", "int4_g32",
     "int5_g32", "int6_g32", "int8_g64", "int8_g32",
 )  # fmt: skip
+METHODS_OF_BUDGETS = ("searched", "gptq", "rtn")
 PROBED = 2048  # tokens of the calibration text on which sensitivities are measured
 _LOGITS = 1 << 27  # of the probed text at most: they stay in memory
 _BUDGET = re.compile(r"(?:(?P<bits>[0-9.]+)bpw|(?P<mb>[0-9.]+)MB|kl:(?P<kl>[0-9.eE-]+))")
@@ -112,14 +117,19 @@ def _rest_bytes(spec: DecoderSpec) -> int:
     return sum(4 * int(np.prod(role_shape(spec, r))) for r in roles(spec) if r not in chosen)
 
 
-def recipe_of(choice: Choice, base: Recipe, method: str, untied: bool) -> Recipe:
-    """Steps that give every matrix its format. An untied embedding has no inputs: it is rounded."""
+def recipe_of(choice: Choice, base: Recipe, method: str, tied: bool) -> Recipe:
+    """Steps that give every matrix its format. `method` "": `searched` where it knows the format,
+    `gptq` elsewhere. An untied embedding has no inputs to calibrate on: it is rounded."""
     by_format: dict[tuple[str, str], list[str]] = {}
     for name, format in choice.formats.items():
-        how = "rtn" if name == "embed" and untied else method
+        how = "rtn" if name == "embed" and not tied else method or _method_of(format)
         by_format.setdefault((how, format), []).append(name)
     steps = [Step(how, format, tuple(names)) for (how, format), names in by_format.items()]
-    return Recipe(tuple(steps), calibration=base.calibration, seed=base.seed)
+    return replace(base, steps=tuple(steps))
+
+
+def _method_of(format: str) -> str:
+    return "searched" if gguf_type_of(NumberFormat.parse(format)) in SHAPES else "gptq"
 
 
 def budgeted(
@@ -128,25 +138,55 @@ def budgeted(
     budget: Budget,
     tokens: np.ndarray,
     kept: Path,
-    method: str = "searched",
+    method: str = "",
     progress: Progress | None = None,
 ) -> tuple[Recipe, Choice]:
     """The recipe for a budget. Sensitivities are measured on the first of `tokens`, and kept in
     `kept`, which is refused when it is of another model, text or method."""
-    if METHODS.get(method).kind != "encode":
-        raise ConfigError(f"--budget chooses formats for an encoder, and {method} is none")
     with open_model(model) as opened:
         spec = opened.spec
         probed = _probed(tokens, spec.vocab)
         formats = candidates(spec, method)
+        encoder = build_encoder(method or "searched", {})
         _check_identity(kept, {
             "source": opened.source.describe(), "method": method,
             "formats": [str(f) for f in formats], "tokens": hashlib.sha256(probed).hexdigest(),
         })  # fmt: skip
         probing = Probing(opened.source, spec, probed)
-        table = measure(probing, formats, build_encoder(method, {}), kept, progress)
+        table = measure(probing, formats, encoder, kept, progress)
     choice = choose(spec, table, budget)
-    return recipe_of(choice, base, method, not spec.tied_head), choice
+    return recipe_of(choice, base, method, spec.tied_head), choice
+
+
+def placeholder() -> Recipe:
+    """What says that a budgeted run reads calibration text; its formats are chosen later."""
+    return Recipe((Step("gptq", "int4_channel"),))
+
+
+def check_method(method: str) -> None:
+    """Raises ConfigError for a method that doesn't encode all candidates."""
+    if method not in ("", *METHODS_OF_BUDGETS):
+        raise ConfigError(
+            f"--budget chooses among formats that {method} doesn't make: leave --method out, or "
+            f"take {' or '.join(METHODS_OF_BUDGETS)}"
+        )
+
+
+def sensitivity_file(out: Path) -> Path:
+    """Where a run for `out` keeps its measurements until they go into the artifact."""
+    return out.with_name(f".{out.name}.sensitivity.json")
+
+
+def keep(out: Path, choice: Choice) -> None:
+    """Put what the choice was made from into the artifact."""
+    kept = sensitivity_file(out)
+    table = json.loads(kept.read_text(encoding="utf-8"))
+    add_file(out, SENSITIVITY, {
+        "expected_kl": choice.expected, "gap": choice.gap, "formats": dict(choice.formats),
+        "kl": table,
+    })  # fmt: skip
+    kept.unlink()
+    kept.with_suffix(".identity.json").unlink(missing_ok=True)
 
 
 def candidates(spec: DecoderSpec, method: str) -> list[NumberFormat]:
@@ -154,9 +194,7 @@ def candidates(spec: DecoderSpec, method: str) -> list[NumberFormat]:
     shapes = [role_shape(spec, role) for role in matrices(spec)]
     formats = [NumberFormat.parse(name) for name in CANDIDATES]
     if method == "searched":
-        from octavo.formats.gguf_formats import gguf_type_of
-
-        formats = [f for f in formats if gguf_type_of(f) is not None]
+        formats = [f for f in formats if gguf_type_of(f) in SHAPES]
     return [f for f in formats if any(takes(f, shape) for shape in shapes)]
 
 

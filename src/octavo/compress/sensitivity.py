@@ -76,10 +76,8 @@ class Probing:
         first = len(self.spec.layers) if role.part == "head" else role.layer or 0
         total = 0.0
         for n, base in enumerate(self._base):
-            if role.part == "embed":
-                x = decoder.embed(self.tokens[n])
-            else:
-                x = self._inputs[first][n]
+            embeds = role.part == "embed"
+            x = decoder.embed(self.tokens[n]) if embeds else self._inputs[first][n]
             for layer in range(first, len(self.spec.layers)):
                 x = decoder.run_layer(layer, x)
             found = self._log_probs(decoder, x)

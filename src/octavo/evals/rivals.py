@@ -201,7 +201,8 @@ def quantize(
 ) -> None:
     """Write `target` by llama.cpp's own quantizer. `pure`: embedding and head in `kind` as well.
 
-    `importance`: mean squared inputs of matrices, by tensor name (llama-imatrix's file). `source` may itself be quantized; it is dequantized first. Raises OctavoError on failure.
+    `importance`: mean squared inputs of matrices, by tensor name (llama-imatrix's file). `source`
+    may itself be quantized; it is dequantized first. Raises OctavoError on failure.
     """
     lib = llama_cpp()
     keep = _quiet(lib)
