@@ -186,7 +186,8 @@ def _smallest(item: Item) -> int:
 
 def _hull_steps(item: Item) -> list[tuple[int, float]]:
     """(bytes more, cost change) along the lower convex hull, from the smallest option on."""
-    at, steps = _smallest(item), []
+    at = _smallest(item)
+    steps: list[tuple[int, float]] = []
     while True:
         more = item.sizes - item.sizes[at]
         change = item.costs - item.costs[at]

@@ -150,7 +150,8 @@ def budgeted(
         encoder = build_encoder(method or "searched", {})
         _check_identity(kept, {
             "source": opened.source.describe(), "method": method,
-            "formats": [str(f) for f in formats], "tokens": hashlib.sha256(probed).hexdigest(),
+            "formats": [str(f) for f in formats],
+            "tokens": hashlib.sha256(probed.tobytes()).hexdigest(),
         })  # fmt: skip
         probing = Probing(opened.source, spec, probed)
         table = measure(probing, formats, encoder, kept, progress)

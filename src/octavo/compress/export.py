@@ -66,9 +66,11 @@ def export_compressed_tensors(model: Path, out: Path, dtype: FloatType = "fp32")
         for name, layer in packed.items():
             tensors |= {f"{name}.{key}": array for key, array in layer.parts().items()}
         write_safetensors(directory / WEIGHTS, tensors, {"format": "pt"})
-        linear = [_ref(opened, role).name.removesuffix(".weight") for role in plain
+        # transformers makes a layer of a tied head too, which is then to be left alone.
+        linear = ["lm_head"] if opened.spec.tied_head else []
+        linear += [_ref(opened, role).name.removesuffix(".weight") for role in plain
                   if role.part not in ("embed", "router") and _is_matrix(opened, role)]  # fmt: skip
-        config = quantization_config(packed, sorted(linear))
+        config = quantization_config(packed, sorted(set(linear)))
         _write_rest(
             directory, opened, {"quantization_config": config, "torch_dtype": _TORCH[dtype]}
         )

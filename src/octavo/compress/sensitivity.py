@@ -184,7 +184,7 @@ def output_error(rows: Tensor, format: NumberFormat, hessian: Tensor) -> float:
     if format.plain and format.bits > 8:
         return 0.0
     type_name = gguf_type_of(format)
-    if type_name in SHAPES:
+    if type_name is not None and type_name in SHAPES:
         weigh = hessian.diagonal().contiguous().numpy()
         values = dequantize(type_name, search(type_name, rows.numpy(), weigh))
     else:

@@ -11,7 +11,7 @@ it lowers a row's objective.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -51,7 +51,7 @@ class Searched:
     ) -> QuantizedTensor:
         assert stats.hessian is not None
         type_name = gguf_type_of(target)
-        if type_name not in SHAPES or mask is not None:
+        if type_name is None or type_name not in SHAPES or mask is not None:
             known = ", ".join(str(GGUF_FORMATS[name]) for name in SHAPES)
             what = f"{target} has no search for its scales" if mask is None else "no mask is kept"
             raise FormatError(f"searched: {what}; it encodes {known}")
@@ -173,15 +173,16 @@ def _with_tops(tensor: QuantizedTensor, tops: np.ndarray) -> QuantizedTensor | N
         halves = tops.astype(np.float16)
     if not np.isfinite(halves).all():
         return None
-    parts = {scale_name: halves[:, :count]}
+    parts: dict[str, Any] = {scale_name: halves[:, :count]}
     if getattr(tensor, offset_name) is not None:
         parts[offset_name] = halves[:, count:]
-    return replace(tensor, **{name: np.ascontiguousarray(part) for name, part in parts.items()})
+    whole: dict[str, Any] = {name: np.ascontiguousarray(part) for name, part in parts.items()}
+    return replace(tensor, **whole)
 
 
 def _rows_of(new: QuantizedTensor, old: QuantizedTensor, pick: np.ndarray) -> QuantizedTensor:
     """`new`'s scales in the rows picked, `old`'s in the others."""
-    parts = {
+    parts: dict[str, Any] = {
         name: np.where(pick[:, None], getattr(new, name), getattr(old, name))
         for name in _parts(new) if getattr(new, name) is not None
     }  # fmt: skip
