@@ -86,7 +86,7 @@ def test_the_digest_tells_what_is_done_but_not_where_the_text_lies(tmp_path: Pat
         ("steps: [{method: gptq}]", "needs a format"),
         ("steps: [{method: awq, format: int4_g32}]", "a transform has no format"),
         ("steps: [{method: awq}]", "encodes nothing"),
-        ("steps: [{method: rtn, format: int4_g32}, {method: awq}]", "transforms come first"),
+        ("steps: [{method: rtn, format: int4_g32}, {method: awq}]", "preparations come first"),
         ("steps: [{method: rtn, format: int4_g32, select: []}]", "select is empty"),
         ("steps: [{method: rtn, format: int4_g32, select: [1]}]", "glob"),
         ("steps: [{format: int4_g32}]", "needs a method"),
@@ -153,4 +153,6 @@ def test_a_shape_that_cannot_take_the_format_is_refused_before_anything_runs() -
 def test_every_method_of_the_table_can_be_built() -> None:
     for name in METHODS:
         built = build(name, {})
-        assert hasattr(built, "needs") or hasattr(built, "needs_tokens")
+        assert built == build(name, {})
+        hooks = ("prepare", "plan", "mask", "encode", "encode_block", "train")
+        assert sum(hasattr(built, hook) for hook in hooks) == 1

@@ -22,6 +22,7 @@ from octavo.io.checkpoint import OpenModel
 from octavo.io.mapping import replacing
 from octavo.io.safetensors_file import write_safetensors
 from octavo.io.tokenizer import Tokenizer, load_tokenizer
+from octavo.spec.decoder import DecoderSpec
 from octavo.spec.hf_config import hf_config
 
 WEIGHTS = "model.safetensors"
@@ -34,10 +35,14 @@ _COPIED = (
 
 
 def write_artifact(
-    directory: Path, model: OpenModel, whole: Stage, content: Mapping[str, object]
+    directory: Path,
+    model: OpenModel,
+    spec: DecoderSpec,
+    whole: Stage,
+    content: Mapping[str, object],
 ) -> None:
-    """Fill a new directory with the merged stages. `content`: what the manifest says beyond tensors
-    and files.
+    """Fill a new directory with the merged stages. `spec`: of what was encoded, whose head may be
+    untied from the model's embedding; `content`: what the manifest says beyond tensors and files.
 
     Raises UnsupportedError when a GGUF header has no config.json, ResourceError on a full disk.
     """
@@ -45,7 +50,9 @@ def write_artifact(
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
         quantization = {"quant_method": QUANT_METHOD, "version": MANIFEST_FORMAT}
-        write_config(directory, model, {"quantization_config": quantization})
+        untied = model.spec.tied_head and not spec.tied_head
+        changes = {"tie_word_embeddings": False} if untied else {}
+        write_config(directory, model, {**changes, "quantization_config": quantization})
         write_tokenizer(directory, model)
     except OSError as error:
         raise ResourceError(

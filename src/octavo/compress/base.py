@@ -1,8 +1,9 @@
-"""The four kinds of compression method, and what the driver hands them.
+"""The kinds of compression method, and what the driver hands them.
 
 A method is one file that reads like its paper. It never sees the model, files, hooks, devices or
 other methods: the driver collects the statistics that it declares in `needs`, runs blocks in order,
-checks and applies what it returns, and reports. Fixed order: transform, prune, encode, train.
+checks and applies what it returns, and reports. Fixed order: prepare, transform,
+prune, encode, train.
 """
 
 from __future__ import annotations
@@ -172,3 +173,48 @@ class Trainer(Protocol):
     def train(self, task: TrainTask) -> Mapping[Role, QuantizedTensor | Tensor]:
         """What takes the place of matrices of `encoded` (same shape; zeros of the mask kept) and,
         as fp32 tensors, of vectors. Raises NumericsError when the loss is no number."""
+
+
+class TrainableBlock(Protocol):
+    """One block as an encoder of whole blocks sees it."""
+
+    @property
+    def sequences(self) -> int:
+        """How many calibration sequences there are."""
+
+    def inputs(self, sequence: int) -> Tensor:
+        """Hidden states before the block, fp32 [length, hidden]."""
+
+    def weight(self, role: Role) -> Tensor:
+        """fp32 [out, in]; a copy is not made: don't write."""
+
+    def output(self, x: Tensor, weights: Mapping[Role, Tensor]) -> Tensor:
+        """Hidden states behind the block for one sequence, with some weights replaced, in which it
+        is differentiable."""
+
+
+class BlockEncoder(Protocol):
+    """Chooses codes and scales for matrices of one block together.
+
+    masks  as for an encoder, of those roles that were pruned.
+    Raises as an encoder does; on NumericsError all of them fall back.
+    """
+
+    needs: ClassVar[Needs]
+
+    def encode_block(
+        self,
+        block: TrainableBlock,
+        targets: Mapping[Role, NumberFormat],
+        masks: Mapping[Role, Tensor],
+    ) -> Mapping[Role, QuantizedTensor]: ...
+
+
+class Preparation(Protocol):
+    """A transform of the whole model, before all else: it computes the same, in other weights."""
+
+    def respec(self, spec: DecoderSpec) -> DecoderSpec:
+        """The spec of what comes out. Raises UnsupportedError for a model that it can't take."""
+
+    def prepare(self, source: WeightSource, spec: DecoderSpec) -> WeightSource:
+        """The weights, computed when they are read; `spec` is the one before."""

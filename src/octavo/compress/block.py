@@ -15,6 +15,7 @@ from octavo.backends.reference.kv import WholeKv
 from octavo.backends.reference.options import Precision, ReferenceOptions
 from octavo.backends.reference.weights import Formats, Weights
 from octavo.compress.base import ScaleFold
+from octavo.compress.state import HiddenStates
 from octavo.core.errors import InternalError, NumericsError
 from octavo.formats.number_format import FP32
 from octavo.io.weights import WeightSource
@@ -42,6 +43,10 @@ class BlockDecoder(ReferenceDecoder):
         """The block's output [tokens, hidden] for one whole sequence [tokens, hidden]."""
         with torch.no_grad():
             return self.layer(layer, x, self._rope(layer, len(x)), WholeKv())
+
+    def learnable_layer(self, layer: int, x: Tensor) -> Tensor:
+        """The same, for gradients with respect to the weights."""
+        return self.layer(layer, x, self._rope(layer, len(x)), WholeKv())
 
     def attention(self, layer: int, x: Tensor) -> Tensor:
         """The attention's output for one whole sequence of normed inputs."""
@@ -124,6 +129,27 @@ class View:
                 return decoder.mlp(self.layer, x, inspected.expert)
             case _:
                 return decoder.linear(inspected, x)
+
+
+@dataclass(frozen=True, slots=True)
+class WholeBlock:
+    """The TrainableBlock that encoders of whole blocks get. `states`: inputs, read when wanted."""
+
+    spec: DecoderSpec
+    layer: int
+    sequences: int
+    states: HiddenStates
+    weights: Mapping[Role, Tensor]
+
+    def inputs(self, sequence: int) -> Tensor:
+        return torch.from_numpy(self.states.read_one(sequence))
+
+    def weight(self, role: Role) -> Tensor:
+        return self.weights[role]
+
+    def output(self, x: Tensor, weights: Mapping[Role, Tensor]) -> Tensor:
+        decoder = BlockDecoder(self.spec, {**self.weights, **weights})
+        return decoder.learnable_layer(self.layer, x)
 
 
 def load_block(source: WeightSource, spec: DecoderSpec, layer: int | None) -> dict[Role, Tensor]:

@@ -22,12 +22,14 @@ from octavo.compress.base import LinearStats, Needs, ScaleFold
 from octavo.compress.block import (
     BlockDecoder,
     View,
+    WholeBlock,
     folded,
     load_block,
     load_tensor,
     unchanged,
 )
 from octavo.compress.plan import FIRST, LAST, Plan
+from octavo.compress.prepared import check_same
 from octavo.compress.recipe import role_name
 from octavo.compress.report import FoldReport, MatrixReport, StageReport
 from octavo.compress.sequential import GROUPS, Gather, SequentialBlock
@@ -64,7 +66,9 @@ class Driver:
     ) -> None:
         if plan.needs_data and tokens is None:
             raise InternalError("this recipe needs calibration tokens")
-        self._source, self._plan, self._work = source, plan, work
+        self._original, self._source = source, plan.prepared(source)
+        self._plan, self._work = plan, work
+        self._made: dict[Role, QuantizedTensor | NumericsError] = {}  # of the current block
         self._spec = plan.spec
         self._given = tokens
         self._tokens = tokens if plan.gathers else None
@@ -96,6 +100,9 @@ class Driver:
         """The embedding, if it needs no data, and what it gives for the calibration tokens."""
         stage = Stage(StageReport(FIRST), {}, {})
         table: Tensor | None = None
+        if self._plan.preparations:
+            notes = check_same(self._original, self._source, self._plan)
+            stage.report = replace(stage.report, notes=notes)
         if self._plan.encoded_first():
             table = self._store(stage, {Role("embed"): None}, {}).get(Role("embed"))
         if self._tokens is not None:
@@ -119,6 +126,7 @@ class Driver:
         after, stats, folds = self._transformed(layer, weights, stats)
         changed = {role: after[role] if after[role] is not w else None
                    for role, w in weights.items()}  # fmt: skip
+        self._made = self._together(layer, after, stats)
         if sequential:
             self._in_order(stage, layer, changed, after)
         else:
@@ -130,6 +138,31 @@ class Driver:
                 self._hidden(layer + 1).write(outputs)
         stage.report = replace(stage.report, folds=tuple(folds))
         return stage
+
+    def _together(
+        self, layer: int, weights: Weights, stats: Stats
+    ) -> dict[Role, QuantizedTensor | NumericsError]:
+        """What encoders of whole blocks make of this one, or why they can't."""
+        made: dict[Role, QuantizedTensor | NumericsError] = {}
+        groups: dict[int, list[Role]] = {}
+        for role, (step, _) in self._plan.together.items():
+            if role.layer == layer:
+                groups.setdefault(id(step), []).append(role)
+        for roles_of in groups.values():
+            assert self._tokens is not None
+            encoder = self._plan.together[roles_of[0]][1]
+            targets = {role: self._plan.steps[role].target for role in roles_of}
+            seen = {role: stats.get(role, LinearStats()) for role in roles_of}
+            masks = {role: self._mask(role, weights[role], seen[role], []) for role in roles_of}
+            kept = {role: mask for role, mask in masks.items() if mask is not None}
+            block = WholeBlock(self._spec, layer, len(self._tokens), self._hidden(layer), weights)
+            try:
+                made |= encoder.encode_block(block, targets, kept)
+            except NumericsError as error:
+                made |= dict.fromkeys(roles_of, error)
+            except FormatError as error:
+                raise FormatError(f"layers.{layer}: {error}") from error
+        return made
 
     def _in_order(
         self, stage: Stage, layer: int, tensors: Mapping[Role, Tensor | None], after: Weights
@@ -349,14 +382,10 @@ class Driver:
     def _encode(
         self, role: Role, weight: Tensor, stats: LinearStats, mask: Tensor | None
     ) -> tuple[QuantizedTensor, MatrixReport]:
-        step, encoder = self._plan.steps[role], self._plan.encoders[role]
+        step = self._plan.steps[role]
         method, reason = step.method, ""
         try:
-            if role.part in getattr(encoder, "skips", ()):
-                raise NumericsError(f"{method} is not for {role.part}")
-            if encoder.needs and not stats.tokens:
-                raise NumericsError("no calibration token reached it")
-            tensor = encoder.encode(weight, step.target, stats, mask)
+            tensor = self._encoding(role, weight, stats, mask)
         except NumericsError as error:
             if self._plan.recipe.fallback == "none":
                 raise NumericsError(f"{role_name(role)}: {error}") from error
@@ -367,6 +396,22 @@ class Driver:
         check_zeros(role_name(role), tensor, mask)
         report = _measured(role_name(role), method, tensor, weight, stats, reason)
         return tensor, report if mask is None else replace(report, zeros=_share(~mask))
+
+    def _encoding(
+        self, role: Role, weight: Tensor, stats: LinearStats, mask: Tensor | None
+    ) -> QuantizedTensor:
+        """What the step's method makes of a matrix. Raises NumericsError where it can't."""
+        if role in self._plan.together:
+            made = self._made[role]
+            if isinstance(made, NumericsError):
+                raise made
+            return made
+        step, encoder = self._plan.steps[role], self._plan.encoders[role]
+        if role.part in getattr(encoder, "skips", ()):
+            raise NumericsError(f"{step.method} is not for {role.part}")
+        if encoder.needs and not stats.tokens:
+            raise NumericsError("no calibration token reached it")
+        return encoder.encode(weight, step.target, stats, mask)
 
     def _hidden(self, layer: int) -> HiddenStates:
         assert self._tokens is not None

@@ -78,7 +78,7 @@ def compress(
             report = _report(opened, resolved, stages, whole)
             content = _content(recipe, material, files, opened, report)
             finished = work.path / "artifact"
-            write_artifact(finished, opened, whole, content)
+            write_artifact(finished, opened, resolved.spec, whole, content)
             quality = _measured(finished, model, material, progress)
             publish(finished, out)
             work.remove()

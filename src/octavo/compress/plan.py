@@ -9,17 +9,28 @@ from typing import cast
 from octavo.backends.base import ActivationFormat
 from octavo.backends.reference.options import activation_rule
 from octavo.backends.served import kv_reasons
-from octavo.compress.base import Encoder, Needs, Pruner, Trainer, Transform
+from octavo.compress.base import (
+    BlockEncoder,
+    Encoder,
+    Needs,
+    Preparation,
+    Pruner,
+    Trainer,
+    Transform,
+)
 from octavo.compress.recipe import Recipe, Step, assign, last_of_kind, matrix_names, selected
 from octavo.compress.table import (
     METHODS,
+    build_block_encoder,
     build_encoder,
+    build_preparation,
     build_pruner,
     build_trainer,
     build_transform,
     nearest,
 )
 from octavo.core.errors import ConfigError, UnsupportedError
+from octavo.io.weights import WeightSource
 from octavo.spec.decoder import DecoderSpec, Role
 from octavo.spec.graph import linear_roles, role_shape
 
@@ -28,7 +39,12 @@ FIRST, LAST = "first", "last"
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is done to which matrix. `steps` are those that encode."""
+    """What is done to which matrix. `steps` are those that encode; `together` has those roles that
+    an encoder of whole blocks takes, and `encoders` the others.
+
+    spec          of what is compressed: the source's, or what the preparations make of it.
+    preparations  each with the spec that it is given.
+    """
 
     spec: DecoderSpec
     recipe: Recipe
@@ -37,6 +53,14 @@ class Plan:
     transforms: tuple[tuple[Step, Transform, frozenset[Role]], ...]
     pruners: Mapping[Role, tuple[Step, Pruner]] = field(default_factory=dict)
     trainers: tuple[tuple[Step, Trainer, frozenset[Role]], ...] = ()
+    together: Mapping[Role, tuple[Step, BlockEncoder]] = field(default_factory=dict)
+    preparations: tuple[tuple[Preparation, DecoderSpec], ...] = ()
+
+    def prepared(self, source: WeightSource) -> WeightSource:
+        """The weights that `spec` describes."""
+        for preparation, spec in self.preparations:
+            source = preparation.prepare(source, spec)
+        return source
 
     def needs(self, role: Role) -> Needs:
         """Statistics wanted of a role's input."""
@@ -74,7 +98,8 @@ class Plan:
     @property
     def gathers(self) -> bool:
         """Whether calibration tokens run through the blocks."""
-        return any(self.needs(role) for role in self.steps) or bool(self.transforms)
+        wanted = any(self.needs(role) for role in self.steps)
+        return wanted or bool(self.transforms) or bool(self.together)
 
     @property
     def needs_data(self) -> bool:
@@ -98,9 +123,16 @@ def plan(recipe: Recipe, spec: DecoderSpec) -> Plan:
             "the vocabulary of this model is factored already: compress its source first, and "
             "factor the result"
         )
+    preparations = tuple(_preparations(recipe, spec))
+    for preparation, before in preparations:
+        spec = preparation.respec(before)
     steps = assign(recipe, spec)
-    built = {id(step): build_encoder(step.method, step.options) for step in steps.values()}
-    encoders = {role: built[id(step)] for role, step in steps.items()}
+    together = {role: step for role, step in steps.items() if METHODS.get(step.method).blocks}
+    _check_blocks(together)
+    single = {role: step for role, step in steps.items() if role not in together}
+    built = {id(step): build_encoder(step.method, step.options) for step in single.values()}
+    encoders = {role: built[id(step)] for role, step in single.items()}
+    blocks = {id(s): build_block_encoder(s.method, s.options) for s in together.values()}
     pruning = last_of_kind(recipe, spec, "prune")
     made = {id(step): build_pruner(step.method, step.options) for step in pruning.values()}
     pruners = {role: (step, made[id(step)]) for role, step in pruning.items()}
@@ -110,7 +142,34 @@ def plan(recipe: Recipe, spec: DecoderSpec) -> Plan:
         _check_needs(spec, role, step, pruner.needs)
     _check_activations(recipe, spec, steps)
     transforms, trainers = _transforms(recipe, spec), _trainers(recipe, spec)
-    return Plan(spec, recipe, steps, encoders, tuple(transforms), pruners, tuple(trainers))
+    return Plan(
+        spec,
+        recipe,
+        steps,
+        encoders,
+        tuple(transforms),
+        pruners,
+        tuple(trainers),
+        {role: (step, blocks[id(step)]) for role, step in together.items()},
+        preparations,
+    )
+
+
+def _preparations(recipe: Recipe, spec: DecoderSpec) -> Iterator[tuple[Preparation, DecoderSpec]]:
+    for step in recipe.steps:
+        if METHODS.get(step.method).kind == "prepare":
+            preparation = build_preparation(step.method, step.options)
+            yield preparation, spec
+            spec = preparation.respec(spec)
+
+
+def _check_blocks(together: Mapping[Role, Step]) -> None:
+    for role, step in together.items():
+        if role.layer is None:
+            raise ConfigError(
+                f"{step.method} encodes blocks, and {role.part} is in none; select layers.* and "
+                f"encode {role.part} with rtn"
+            )
 
 
 def _check_needs(spec: DecoderSpec, role: Role, step: Step, needs: Needs) -> None:

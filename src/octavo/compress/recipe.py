@@ -34,7 +34,12 @@ from octavo.spec.graph import linear_roles, role_shape
 ALL = ("*",)
 BLOCKS = ("layers.*",)
 _NOTHING: Mapping[str, object] = MappingProxyType({})
-_NOUNS = {"transform": "a transform", "prune": "a pruner", "train": "a trainer"}
+_NOUNS = {
+    "prepare": "a preparation",
+    "transform": "a transform",
+    "prune": "a pruner",
+    "train": "a trainer",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +82,8 @@ class Step:
         build(self.method, self.options)
         if not self.select:
             raise ConfigError(f"step {self.method}: select is empty; leave it out for all blocks")
+        if kind == "prepare" and self.select != BLOCKS:
+            raise ConfigError(f"step {self.method}: works on the whole model; leave select out")
 
     @property
     def target(self) -> NumberFormat:
@@ -107,8 +114,8 @@ class Recipe:
             raise ConfigError("the recipe encodes nothing: add a step such as rtn with a format")
         if sorted(kinds, key=KINDS.index) != kinds:
             raise ConfigError(
-                "steps are out of order: transforms come first, then pruners, encoders and, last, "
-                f"trainers; these are {', '.join(kinds)}"
+                "steps are out of order: preparations come first, then transforms, pruners, "
+                f"encoders and, last, trainers; these are {', '.join(kinds)}"
             )
         if self.fallback != "none":
             build_encoder(self.fallback, {})
@@ -199,7 +206,7 @@ def from_flags(
     """
     row = METHODS.get(method)
     encoder = method if row.kind == "encode" else row.encoder
-    steps = [Step(method)] if row.kind in ("transform", "prune") else []
+    steps = [Step(method)] if row.kind in ("prepare", "transform", "prune") else []
     steps.append(Step("rtn", format, ALL))
     if encoder != "rtn":
         steps.append(Step(encoder, format))

@@ -174,6 +174,12 @@ class HiddenStates:
             while len(values := np.fromfile(file, np.float32, count)) == count:
                 yield values.reshape(self._shape)
 
+    def read_one(self, sequence: int) -> F32:
+        """One sequence, [length, hidden]."""
+        count = self._shape[0] * self._shape[1]
+        values = np.fromfile(self._path, np.float32, count, offset=4 * count * sequence)
+        return values.reshape(self._shape)
+
     def write(self, sequences: Iterator[F32]) -> None:
         """Replace the file by these, once all are there. Raises ResourceError on a full disk."""
         beside = self._path.with_suffix(".part")

@@ -8,24 +8,33 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Literal, NamedTuple
 
-from octavo.compress.base import Encoder, Pruner, Trainer, Transform
+from octavo.compress.base import (
+    BlockEncoder,
+    Encoder,
+    Preparation,
+    Pruner,
+    Trainer,
+    Transform,
+)
 from octavo.core.errors import ConfigError, InternalError
 from octavo.core.registry import Registry
 
-Kind = Literal["transform", "prune", "encode", "train"]
-KINDS: tuple[Kind, ...] = ("transform", "prune", "encode", "train")  # their order in a recipe
+Kind = Literal["prepare", "transform", "prune", "encode", "train"]
+KINDS: tuple[Kind, ...] = ("prepare", "transform", "prune", "encode", "train")  # order in a recipe
 
 
 class Method(NamedTuple):
     """A row of the table; `type` is "module:Class", a dataclass whose fields are its options.
 
     encoder  of all other kinds: the one that its paper goes with.
+    blocks   an encoder of whole blocks (base.BlockEncoder).
     """
 
     name: str
     kind: Kind
     type: str
     encoder: str = "rtn"
+    blocks: bool = False
 
 
 METHODS = Registry(
@@ -39,21 +48,42 @@ METHODS = Registry(
         Method("kmeans", "encode", "octavo.compress.methods.kmeans:KMeans"),
         Method("awq", "transform", "octavo.compress.methods.awq:Awq", "awq_clip"),
         Method("awq_clip", "encode", "octavo.compress.methods.awq_clip:AwqClip"),
+        Method("awq_salient", "encode", "octavo.compress.methods.awq_salient:AwqSalient"),
         Method("smoothquant", "transform", "octavo.compress.methods.smoothquant:SmoothQuant"),
         Method("qat", "train", "octavo.compress.methods.qat:Qat"),
         Method("magnitude", "prune", "octavo.compress.methods.magnitude:Magnitude"),
         Method("wanda", "prune", "octavo.compress.methods.wanda:Wanda"),
         Method("sparsegpt", "encode", "octavo.compress.methods.sparsegpt:SparseGpt"),
+        Method("quarot", "prepare", "octavo.compress.methods.quarot:QuaRot", "gptq"),
+        Method("autoround", "encode", "octavo.compress.methods.autoround:AutoRound", blocks=True),
     ),
     lambda method: method.name,
 )
 
 
 def build_encoder(name: str, options: Mapping[str, object]) -> Encoder:
-    """An encoder with its options. Raises ConfigError."""
+    """An encoder of single matrices with its options. Raises ConfigError."""
+    if METHODS.get(name).blocks:
+        raise ConfigError(f"{name} encodes whole blocks and can't stand in for another encoder")
     built = _build(name, options)
     if not hasattr(built, "encode"):
         raise InternalError(f"{name} is no encoder")
+    return built  # type: ignore[return-value]
+
+
+def build_block_encoder(name: str, options: Mapping[str, object]) -> BlockEncoder:
+    """An encoder of whole blocks with its options. Raises ConfigError."""
+    built = _build(name, options)
+    if not hasattr(built, "encode_block"):
+        raise InternalError(f"{name} is no encoder of blocks")
+    return built  # type: ignore[return-value]
+
+
+def build_preparation(name: str, options: Mapping[str, object]) -> Preparation:
+    """A transform of the whole model with its options. Raises ConfigError."""
+    built = _build(name, options)
+    if not hasattr(built, "prepare"):
+        raise InternalError(f"{name} is no preparation")
     return built  # type: ignore[return-value]
 
 
@@ -83,11 +113,12 @@ def build_trainer(name: str, options: Mapping[str, object]) -> Trainer:
 
 def build(name: str, options: Mapping[str, object]) -> object:
     """A method of any kind, to see whether its options are right. Raises ConfigError."""
+    row = METHODS.get(name)
     makers = {
-        "transform": build_transform, "prune": build_pruner, "encode": build_encoder,
-        "train": build_trainer,
+        "prepare": build_preparation, "transform": build_transform, "prune": build_pruner,
+        "encode": build_block_encoder if row.blocks else build_encoder, "train": build_trainer,
     }  # fmt: skip
-    return makers[METHODS.get(name).kind](name, options)
+    return makers[row.kind](name, options)
 
 
 def _build(name: str, options: Mapping[str, object]) -> object:
