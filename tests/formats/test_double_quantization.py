@@ -31,15 +31,6 @@ def test_nf4_is_nearer_than_symmetric_int4_of_equal_size_and_not_than_asymmetric
     assert error("int4_g64_asym") < error("nf4_g64")
 
 
-def test_levels_get_about_equal_shares_of_normal_weights() -> None:
-    W = normal_weight((512, 2048), scale=1.0)
-    codes = rtn.encode(W, NumberFormat.parse("nf4_g64")).unpacked_codes()
-    share = np.bincount(codes.ravel(), minlength=16) / codes.size
-    # The two ends hold the largest weight of each group, 1 of 64, and what rounds to it.
-    assert share[1:-1].min() > 0.04
-    assert share.max() < 0.09
-
-
 def test_no_worse_than_bitsandbytes_own() -> None:
     functional = pytest.importorskip("bitsandbytes.functional")
     import torch
