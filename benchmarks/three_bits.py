@@ -1,6 +1,6 @@
 """What GPTQ and AWQ save at 3 bits: mean KL over that of round to nearest, per calibration seed.
 
-All in groups of 64 with zero points, embedding and head in 8 bits; the same held-out tokens for all.
+All in groups of 64 with zero points, embedding and head in 8 bits, on the same held-out tokens.
 A ratio's interval divides the ends of the two 95 % intervals of the means: wide on purpose.
 """
 
