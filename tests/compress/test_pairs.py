@@ -83,7 +83,3 @@ def taken(scheme: ActivationFormat, weight: NumberFormat) -> bool:
 
 def logits(decoder: ReferenceDecoder) -> np.ndarray:
     return decoder.logits(tokens(1, 16)[0].tolist())
-
-
-def test_no_encoder_is_left_out() -> None:
-    assert set(names("encode")) == set(FORMATS)
