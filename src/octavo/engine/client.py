@@ -146,7 +146,11 @@ class EngineLoop:
             if self._thread is None:
                 self._thread = threading.Thread(target=self.run, name="octavo-engine", daemon=True)
                 self._thread.start()
-            self.mailbox.put(message)
+            self._put(message)
+
+    def _put(self, message: _Message) -> None:
+        self.mailbox.put(message)
+        self.engine.wake()
 
     def run(self) -> None:
         """Until a stop message, or a failure of our own, which every caller then gets."""
@@ -171,7 +175,7 @@ class EngineLoop:
         """End the thread, and the step that runs. May be called again."""
         if self.forked():
             return
-        self.mailbox.put(_Stop())
+        self._put(_Stop())
         self.engine.cancel()
         with self._lock:
             thread = self._thread
@@ -184,10 +188,10 @@ class EngineLoop:
         if self.forked():
             return
         if choice is not None:
-            self.mailbox.put(_Abort(request_id, choice))
+            self._put(_Abort(request_id, choice))
             return
         self._doomed.add(request_id)
-        self.mailbox.put(_Abort(request_id, None))  # before the step ends: it is handled then
+        self._put(_Abort(request_id, None))  # before the step ends: it is handled then
         self.engine.cancel(self._doomed)
 
     def _read_mail(self) -> bool:

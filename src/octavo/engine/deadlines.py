@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
+from typing import Protocol
 
-from octavo.core.errors import DeadlineError
+from octavo.core.errors import DeadlineError, OctavoError
 from octavo.engine.request import Output, Request
-from octavo.engine.scheduler import Scheduler
+
+
+class End(Protocol):
+    """Ends a request with an error, if it is live."""
+
+    def __call__(self, request_id: str, *, error: OctavoError) -> list[Output]: ...
 
 
 class Deadlines:
@@ -21,11 +27,11 @@ class Deadlines:
         if request.timeout:
             heapq.heappush(self._heap, (self._clock() + request.timeout, request.id))
 
-    def end(self, scheduler: Scheduler) -> list[Output]:
+    def end(self, end: End) -> list[Output]:
         """Outputs of those that ended now, with a DeadlineError."""
         outputs: list[Output] = []
         while self._heap and self._heap[0][0] <= self._clock():
             _, request_id = heapq.heappop(self._heap)
             error = DeadlineError(f"request {request_id!r} was not done within its timeout")
-            outputs += scheduler.abort(request_id, error=error)
+            outputs += end(request_id, error=error)
         return outputs

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Container
 
 from octavo.backends.base import Executor, RunsAhead, StepCancelled, StepResult
-from octavo.core.errors import OctavoError, OverloadedError
+from octavo.core.errors import OctavoError, OverloadedError, RequestError
 from octavo.engine.ahead import Ahead
 from octavo.engine.blocks import KvPool
 from octavo.engine.constraint import Grammars, MaskFiller, Vocabulary
@@ -18,12 +18,14 @@ from octavo.engine.fill import Filler, check_bias, max_blocks
 from octavo.engine.pace import Pace
 from octavo.engine.pool import add_states
 from octavo.engine.prefix import PrefixCache
-from octavo.engine.prefixes import PIN_SHARE, Prefixes, Shelf
+from octavo.engine.prefixes import PIN_SHARE, Prefixes
 from octavo.engine.request import Output, Request
 from octavo.engine.scheduler import Limits, Scheduler
 from octavo.engine.sequence import StepPlan
+from octavo.engine.shelf import Shelf
 from octavo.engine.stats import EngineStats, LastStep, read_stats
 from octavo.engine.store import PrefixStore
+from octavo.engine.waits import StoreWaits
 
 
 class Engine:
@@ -53,10 +55,11 @@ class Engine:
         blocks = max_blocks(self.limits.context, layout.block_size)
         pool = KvPool(layout, executor.kv_blocks, blocks, caching=prefix_cache)
         self.executor = executor
-        shelf = None if store is None else Shelf(store, executor)
+        shelf = None if store is None else Shelf(store, executor, self.wake)
         self.prefixes = (
             Prefixes(PrefixCache(pool), clock, pin_share, shelf) if prefix_cache else None
         )
+        self._waits = StoreWaits(self.prefixes, shelf)
         cache = None if self.prefixes is None else self.prefixes.cache
         self._grammars = Grammars(vocabulary, executor.spec.vocab)
         self._masks = MaskFiller()
@@ -81,7 +84,7 @@ class Engine:
     def check_room(self, count: int) -> None:
         """Raises OverloadedError when `count` more requests are more than may wait. From any
         thread; what others submit meanwhile is not seen."""
-        most, waiting = self.limits.max_waiting, self.scheduler.waiting
+        most, waiting = self.limits.max_waiting, self.scheduler.waiting + self._waits.arriving
         if most and waiting + count > most:
             raise OverloadedError(
                 f"{waiting} requests wait and at most {most} may; try again in a moment, or start"
@@ -93,24 +96,45 @@ class Engine:
         """Queue a request and return it as it runs: with a seed drawn if it had none."""
         check_bias(request)
         seeded = with_seed(request)
-        self.scheduler.submit(seeded)
-        if self.prefixes is not None:
-            self.prefixes.restore(seeded)
+        self.scheduler.check_new(seeded)
+        if seeded.id in self._waits:
+            raise RequestError(f"request id {seeded.id!r} is in use", param="id")
+        if not self._waits.begin(seeded):
+            self.scheduler.submit(seeded)
         self._deadlines.add(seeded)
         return seeded
 
     def abort(self, request_id: str, choice: int | None = None) -> list[Output]:
         """End a request, or one choice of it; its blocks are free at once. Idempotent."""
-        return self.scheduler.abort(request_id, choice)
+        return self._end(request_id, choice)
+
+    def _end(
+        self, request_id: str, choice: int | None = None, error: OctavoError | None = None
+    ) -> list[Output]:
+        arriving = self._waits.take(request_id)
+        if arriving is not None:
+            self.scheduler.submit(arriving)
+        held = self._waits.flush(request_id)
+        return held + self.scheduler.abort(request_id, choice, error)
 
     def has_work(self) -> bool:
-        return self.scheduler.has_work()
+        """Whether to call `step`: something runs or waits, be it for the prefix store."""
+        return self.scheduler.has_work() or bool(self._waits)
 
     def step(self) -> list[Output]:
         """Run one step. An error of the executor ends the requests of that step, no others; a
-        cancelled step brings nothing and will run again."""
-        late = self._deadlines.end(self.scheduler)
-        return late or self._step()
+        cancelled step brings nothing and will run again. When all there is waits for the prefix
+        store, so does this, until `wake`."""
+        if self._waits and not self.scheduler.has_work():
+            self._waits.sleep()
+        for request in self._waits.landed():
+            self.scheduler.submit(request)
+        late = self._deadlines.end(self._end)
+        return self._waits.release(late or self._step())
+
+    def wake(self) -> None:
+        """End the wait of a step that has nothing to run, from any thread."""
+        self._waits.wake()
 
     def _step(self) -> list[Output]:
         if self.prefixes is not None:
@@ -181,7 +205,10 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """Counters and gauges, between steps."""
-        return read_stats(self.scheduler, self.prefixes, self.pace, self.last)
+        stats = read_stats(self.scheduler, self.prefixes, self.pace, self.last)
+        if arriving := self._waits.arriving:
+            stats = dataclasses.replace(stats, waiting=stats.waiting + arriving)
+        return stats
 
     def check(self) -> None:
         """Invariants of scheduler and pools, between steps. Raises InternalError."""

@@ -5,7 +5,8 @@ pool; a mark beyond that is not kept, and `refused` counts it. When a request ca
 otherwise, the pin that ends first is given up.
 
 With a store, what is pinned is written before the request that asked for it hears of its first
-token, and read again, in this process or a later one, when a request begins with it.
+token, and read again, in this process or a later one, when a request begins with it: `waits` keeps
+both of them waiting, and nobody else.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from octavo.backends.base import Executor
 from octavo.engine.prefix import Pin, PrefixCache, root_of
 from octavo.engine.request import Mark, Request
-from octavo.engine.store import PrefixStore, Stored
+from octavo.engine.shelf import Shelf
+from octavo.engine.store import Stored
 
 PIN_SHARE = 0.5  # of a pool that pins may hold
 
@@ -45,19 +46,19 @@ class Prefixes:
         shelf: Shelf | None = None,
     ) -> None:
         self.cache = cache
-        self._clock, self._share, self._shelf = clock, share, shelf
+        self._clock, self._share, self.shelf = clock, share, shelf
         self.refused = 0
         self.restored = 0  # tokens, since the start
 
     def keep(self, request: Request, mark: Mark) -> Pin | None:
-        """Pin what a mark asks for, or count it as refused."""
+        """Pin what a mark asks for, or count it as refused. A store writes it meanwhile."""
         tokens = request.prompt[: mark.tokens]
         salt, until = request.cache.salt, self._clock() + mark.ttl
         name = mark.name or root_of(salt, *map(str, tokens)).hex()
         pin = self._renewed(name, salt, tokens, until) or self._pin(name, salt, tokens, until)
         self.refused += pin is None
-        if pin is not None and self._shelf is not None:
-            self._shelf.save(pin, mark.ttl)
+        if pin is not None and self.shelf is not None:
+            self.shelf.save(request.id, pin, mark.ttl)
         return pin
 
     def _pin(self, name: str, salt: str, tokens: tuple[int, ...], until: float) -> Pin | None:
@@ -80,23 +81,27 @@ class Prefixes:
         held = self.cache.pinned_blocks
         return any(n > self._share * pool.n_blocks for n, pool in zip(held, pools, strict=True))
 
-    def restore(self, request: Request) -> None:
-        """Fetch what the store has of a request's prompt, unless as much is cached."""
-        if self._shelf is None or not request.cache.read:
-            return
+    def wanted(self, request: Request) -> Stored | None:
+        """What the store has of a request's prompt, unless as much is cached."""
+        if self.shelf is None or not request.cache.read:
+            return None
         salt, prompt = request.cache.salt, request.prompt
-        found = self._shelf.store.find(salt, prompt)
+        found = self.shelf.store.find(salt, prompt)
         if found is None:
+            return None
+        size = len(found.header.tokens)
+        cached = self.cache.match(self.cache.chain(salt), prompt, size)
+        return None if cached == size else found
+
+    def restore(self, entry: Stored, data: list[bytes]) -> None:
+        """Put what was read from the store into the cache, and hold it as it was held."""
+        if self.shelf is None or not self.shelf.put(entry, data, self.cache):
             return
-        tokens = found.header.tokens
-        if self.cache.match(self.cache.chain(salt), prompt, len(tokens)) == len(tokens):
-            return
-        if self._shelf.load(found, self.cache):
-            until = self._clock() + found.header.ttl
-            self.restored += len(tokens)
-            pin = self._pin(found.header.name, salt, tokens, until)
-            if pin is not None:
-                pin.restored = True
+        tokens, until = entry.header.tokens, self._clock() + entry.header.ttl
+        self.restored += len(tokens)
+        pin = self._pin(entry.header.name, entry.header.salt, tokens, until)
+        if pin is not None:
+            pin.restored = True
 
     def expire(self) -> None:
         if self.cache.pins:
@@ -104,13 +109,13 @@ class Prefixes:
 
     def drop(self, name: str, salt: str = "") -> bool:
         """Let a named prefix go, from the store too; whether there was one."""
-        stored = self._shelf is not None and self._shelf.store.drop(salt, name)
+        stored = self.shelf is not None and self.shelf.drop(salt, name)
         return self.cache.unpin(name) or stored
 
     def named(self) -> list[NamedPrefix]:
         """All that are held or stored, by name."""
         now = self._clock()
-        on_disk = {} if self._shelf is None else self._shelf.held()
+        on_disk = {} if self.shelf is None else self.shelf.held()
         found = {
             (pin.salt, pin.name): NamedPrefix(
                 pin.name, pin.salt, len(pin.tokens), pin.until - now, True,
@@ -124,43 +129,3 @@ class Prefixes:
                 key, NamedPrefix(held.name, held.salt, len(held.tokens), held.ttl, False, True)
             )
         return sorted(found.values(), key=lambda prefix: (prefix.name, prefix.salt))
-
-
-class Shelf:
-    """The store, and the executor whose blocks go there and come from there."""
-
-    def __init__(self, store: PrefixStore, executor: Executor) -> None:
-        self.store, self._executor = store, executor
-
-    def held(self) -> dict[tuple[str, str], Stored]:
-        return {(entry.header.salt, entry.header.name): entry for entry in self.store.stored()}
-
-    def save(self, pin: Pin, ttl: float) -> None:
-        """Write a pin's blocks, unless just these are stored."""
-        layout = self._executor.layout
-        tables = [pin.lease.table(group) for group in range(len(layout.groups))]
-        firsts = [int((table < 0).sum()) for table in tables]
-        pairs = zip(firsts, tables, layout.block_bytes, strict=True)
-        blocks = [(first, (table.size - first) * size) for first, table, size in pairs]
-        header = self.store.header(pin.name, pin.salt, pin.tokens, ttl, layout.block_size, blocks)
-        if not self.store.has(header):
-            read = self._executor.read_blocks
-            held = [table[first:].tolist() for first, table in zip(firsts, tables, strict=True)]
-            self.store.save(header, [read(group, ids) for group, ids in enumerate(held)])
-
-    def load(self, entry: Stored, cache: PrefixCache) -> bool:
-        """Put a stored prefix into free blocks, which then have their names."""
-        header, layout = entry.header, self._executor.layout
-        first = cache.first_blocks(len(header.tokens) // layout.block_size)
-        counts = [len(header.tokens) // layout.block_size - start for start in first]
-        sizes = tuple(n * size for n, size in zip(counts, layout.block_bytes, strict=True))
-        if (header.block_size, header.first, header.sizes) != (layout.block_size, first, sizes):
-            return False
-        data = self.store.load(entry)
-        if data is None:
-            return False
-
-        def write(group: int, blocks: list[int]) -> None:
-            self._executor.write_blocks(group, blocks, data[group])
-
-        return cache.restore(header.salt, header.tokens, write)

@@ -112,11 +112,15 @@ class Scheduler:
         _check_vocabulary("stop_token_ids", params.stop_token_ids, self._vocab)
         _check_vocabulary("logit_bias", tuple(t for t, _ in params.logit_bias), self._vocab)
 
-    def submit(self, request: Request) -> None:
-        """Queue a request. Raises RequestError as `validate` does, or for an id in use."""
+    def check_new(self, request: Request) -> None:
+        """Raises RequestError as `validate` does, or for an id in use."""
         self.validate(request)
         if request.id in self._live:
             raise RequestError(f"request id {request.id!r} is in use", param="id")
+
+    def submit(self, request: Request) -> None:
+        """Queue a request. Raises as `check_new` does."""
+        self.check_new(request)
         params, size = request.params, len(request.prompt)
         sequence = Sequence(
             request=request,

@@ -95,7 +95,8 @@ def _model_files(model: Path) -> list[Path]:
 
 
 class PrefixStore:
-    """The prefixes of one identity in a directory, which other processes may share.
+    """The prefixes of one identity in a directory, which other processes may share. One thread may
+    save and load while another does the rest.
 
     Raises ResourceError when the directory can't be made. Later failures of the disk are logged,
     and cost only what could not be kept.
@@ -166,9 +167,12 @@ class PrefixStore:
         try:
             os.utime(entry.path)
         except OSError:
-            del self._found[entry.header.salt, entry.header.name]
+            self._forget(entry)
             return False
         return True
+
+    def _forget(self, entry: Stored) -> None:
+        self._found.pop((entry.header.salt, entry.header.name), None)
 
     def save(self, header: Header, blocks: Sequence[bytes]) -> None:
         """Write a prefix, durable when this returns, in place of one of the same name."""
@@ -194,7 +198,7 @@ class PrefixStore:
                 raise _Unusable("it was replaced meanwhile")
         except (_Unusable, OSError) as error:
             _log.warning("the prefix file %s is not used: %s", entry.path, error)
-            del self._found[entry.header.salt, entry.header.name]
+            self._forget(entry)
             return None
         self.touch(entry)
         return blocks
