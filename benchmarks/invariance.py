@@ -2,7 +2,8 @@
 
 Eight prompts alone, one thread, whole prefill are the base. Against it: in a batch of eight, with
 prefill in chunks of 7, and with 2 threads, and all of these together, for each format and each
-instruction set that this machine runs.
+instruction set that this machine runs; and for each format of keys and values, and each kind of
+activations, with one weight format.
 """
 
 from __future__ import annotations
@@ -11,12 +12,20 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from octavo.backends.base import WANT_LOGITS, WANT_NOTHING, WANT_TOKEN, RuntimeConfig, StepBatch
+from octavo.backends.base import (
+    WANT_LOGITS,
+    WANT_NOTHING,
+    WANT_TOKEN,
+    ActivationFormat,
+    KvFormat,
+    RuntimeConfig,
+    StepBatch,
+)
 from octavo.backends.native.backend import load
 from octavo.backends.native.executor import NativeExecutor
 from octavo.evals.kernel_check import runnable_isas
@@ -36,6 +45,8 @@ SENTENCES = (
     "In 1969 the first people walked on the",
 )
 FORMATS = ("source", "int4_g32", "int4_g64_asym", "int8_channel", "int3_g32", "nf4_g64", "bf16")
+KV_FORMATS: tuple[KvFormat, ...] = ("fp32", "fp16", "int8", "int4")  # bf16 runs with every format
+ACTIVATIONS: tuple[ActivationFormat, ...] = ("a16", "a8a16", "abf16", "a32")
 SLOW_ISAS = ("generic",)  # there, two formats and two prompts show it
 WAYS = ((1, 0, 0), (1, 0, 1), (1, 7, 0), (2, 0, 0), (2, 7, 1))  # threads, chunk (0 whole), together
 
@@ -100,14 +111,23 @@ def equal(a: Sequence8, b: Sequence8) -> bool:
     )
 
 
-def check(model: OpenModel, prompts: list[list[int]], isa: str, number_format: str) -> list[bool]:
+def configs(isa: str) -> dict[str, RuntimeConfig]:
+    """What is checked on an instruction set, by name."""
+    base = RuntimeConfig(isa=isa, context=64, kv_tokens=64 * 8)
+    formats = FORMATS[:2] if isa in SLOW_ISAS else FORMATS
+    found = {name: replace(base, format=name) for name in formats}
+    base = replace(base, format=FORMATS[1])
+    found |= {f"KV {name}": replace(base, kv_format=name) for name in KV_FORMATS}
+    if isa not in SLOW_ISAS:
+        found |= {name: replace(base, activations=name) for name in ACTIVATIONS}
+    return found
+
+
+def check(model: OpenModel, prompts: list[list[int]], config: RuntimeConfig) -> list[bool]:
     base: list[Sequence8] | None = None
     results = []
     for threads, chunk, together in WAYS:
-        config = RuntimeConfig(
-            isa=isa, format=number_format, threads=threads, context=64, kv_tokens=64 * 8
-        )
-        executor = load(model.spec, model.source, config)
+        executor = load(model.spec, model.source, replace(config, threads=threads))
         done = generate(executor, prompts, 8, chunk, bool(together))
         executor.close()
         base = base or done
@@ -126,10 +146,9 @@ def main() -> None:
         tokenizer = load_tokenizer(model.path, model.metadata if model.kind == "gguf" else None)
         prompts = [tokenizer.encode(sentence) for sentence in SENTENCES]
         for isa in isas:
-            slow = isa in SLOW_ISAS
-            for name in FORMATS[:2] if slow else FORMATS:
-                chosen = prompts[:2] if slow else prompts
-                cases[f"{isa} {name}"] = check(model, chosen, isa, name)
+            for name, config in configs(isa).items():
+                chosen = prompts[:2] if isa in SLOW_ISAS else prompts
+                cases[f"{isa} {name}"] = check(model, chosen, config)
                 print(isa, name, cases[f"{isa} {name}"], file=sys.stderr, flush=True)
     flat = [ok for ways in cases.values() for ok in ways]
     unequal = [name for name, ways in cases.items() if not all(ways)]
@@ -138,7 +157,7 @@ def main() -> None:
             {
                 "cases": len(flat),
                 "equal": sum(flat),
-                "formats": len(FORMATS),
+                "configurations": len(cases),
                 "isas": len(isas),
                 "unequal": unequal,
             }

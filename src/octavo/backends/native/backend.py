@@ -8,16 +8,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import get_args
 
+import numpy as np
+
 from octavo import _native
 from octavo.backends.base import (
     REFERENCE_ONLY,
     ActivationFormat,
     KvFormat,
     RuntimeConfig,
+    StepBatch,
     Support,
 )
-from octavo.backends.native import memory, receipt, threads
-from octavo.backends.native.describe import describe_model, describe_runtime
+from octavo.backends.native import kv_check, memory, receipt, threads
+from octavo.backends.native.describe import Packed, describe_model, describe_runtime
 from octavo.backends.native.executor import NativeExecutor
 from octavo.backends.native.packing import pack_all
 from octavo.backends.native.recipe import ACTIVATIONS, Storage, pack_plan, packed_size, storage
@@ -155,12 +158,38 @@ def _start(
         raise ResourceError(
             "no address space for the cache and the step's buffers; use a shorter context"
         ) from error
-    native, notes = choice.native, (*notes, *choice.notes())
+    config = replace(config, threads=choice.threads)
+    native, notes = (
+        choice.native,
+        (*notes, *choice.notes(), *_kv_notes(spec, source, config, packed)),
+    )
     if config.strict:
         receipt.check_strict(native.kernels(), native.isa)
-    config = replace(config, activations=_main_activations(items), threads=choice.threads)
+    config = replace(config, activations=_main_activations(items))
     proof = receipt.build(spec, config, items, weights, native, notes)
     return NativeExecutor(native, spec, layout, config, blocks, proof)
+
+
+def _kv_notes(
+    spec: DecoderSpec, source: WeightSource, config: RuntimeConfig, packed: Packed
+) -> tuple[str, ...]:
+    """What integer keys and values cost, where the context leaves room to measure."""
+    if config.kv_format not in kv_check.MEASURED or config.context < kv_check.TOKENS:
+        return ()
+
+    def build(kv_format: KvFormat) -> tuple[_native.Executor, StepBatch]:
+        n = kv_check.TOKENS
+        small = replace(
+            config, kv_format=kv_format, context=n, kv_tokens=n, max_tokens=n, max_seqs=1
+        )
+        layout = memory.kv_layout(spec, small)
+        blocks = memory.kv_blocks(layout, small)
+        model = describe_model(spec, source, packed, layout, n)
+        batch = StepBatch(layout, n, 1, blocks[0])
+        batch.block_table[:, 0, :] = np.arange(blocks[0])
+        return _native.Executor(model, describe_runtime(small, blocks, usable_now())), batch
+
+    return (kv_check.measure(build, config.kv_format, spec.vocab).note,)
 
 
 def _main_activations(items: Mapping[Role, Storage]) -> ActivationFormat:
