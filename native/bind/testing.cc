@@ -442,9 +442,10 @@ struct Pages {
     view.block_size = block_size;
     view.kv_heads = kv_heads;
     view.head_dim = head_dim;
-    octavo::kv_lay_out(&view);
-    data = std::make_unique<Guarded<uint8_t>>(static_cast<size_t>(view.block_stride * blocks));
-    std::memset(data->data(), 0xff, static_cast<size_t>(view.block_stride * blocks));
+    octavo::kv_lay_out(&view, blocks);
+    const auto bytes = static_cast<size_t>(view.head_stride_k * kv_heads);
+    data = std::make_unique<Guarded<uint8_t>>(bytes);
+    std::memset(data->data(), 0xff, bytes);
     view.base = data->data();
   }
 };

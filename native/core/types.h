@@ -132,8 +132,8 @@ enum class KvFormat : uint8_t { kBf16, kF32, kF16, kInt8, kInt4 };
 constexpr int kKvGroup = 32;    // head elements that share a scale of int4
 constexpr int kMaxKvDim = 512;  // of the integer formats: their sums of products fit in int32
 
-// One layer's paged K and V. Block b of this layer lies at base + b * block_stride; head h of its K
-// at + h * head_stride_k, of its V at + v_offset + h * head_stride_v. All strides are in bytes.
+// One layer's paged K and V. K of head h in block b lies at base + b * block_stride + h *
+// head_stride_k, its V at base + v_offset + b * block_stride + h * head_stride_v. Strides in bytes.
 //   K of a block, per kv head: bf16 [head_dim / 2][block_size][2], f32 and f16 [head_dim]
 //     [block_size], int8 [head_dim / 4][block_size][4] (code + 128), int4 [head_dim / 8]
 //     [block_size][4]: low nibble of byte c = code[8i + c], high nibble = code[8i + 4 + c]
@@ -170,13 +170,19 @@ static inline int64_t kv_scale_bytes(KvFormat format, int head_dim, int block_si
   return 2 * static_cast<int64_t>(block_size) * (head_dim / kKvGroup);
 }
 
-// Fills strides: a head's K, scales, V and scales lie together, so that a block is one run of
-// memory for the thread that reads that head.
-static inline void kv_lay_out(KvLayerView* kv) {
-  kv->v_offset = kv_code_bytes(kv->format, kv->head_dim, kv->block_size) +
-                 kv_scale_bytes(kv->format, kv->head_dim, kv->block_size);
+// Codes and scales of one head's K in one block; its V takes as much.
+static inline int64_t kv_run_bytes(const KvLayerView& kv) {
+  return kv_code_bytes(kv.format, kv.head_dim, kv.block_size) +
+         kv_scale_bytes(kv.format, kv.head_dim, kv.block_size);
+}
+
+// Fills strides for a pool of `blocks`: all blocks of a head's K lie in one run, then those of its
+// V. A pool gives out blocks in order where it can, so that the past of a sequence is one ascending
+// stream for the thread that reads that head: what memory likes best.
+static inline void kv_lay_out(KvLayerView* kv, int64_t blocks) {
+  kv->block_stride = kv_run_bytes(*kv);
+  kv->v_offset = kv->block_stride * blocks;
   kv->head_stride_k = kv->head_stride_v = 2 * kv->v_offset;
-  kv->block_stride = kv->head_stride_k * kv->kv_heads;
 }
 
 }  // namespace octavo

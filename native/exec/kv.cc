@@ -6,14 +6,26 @@
 namespace octavo {
 namespace {
 
-KvLayerView layout(const LayerDesc& layer, const RuntimeDesc& runtime) {
+KvLayerView layout(const LayerDesc& layer, const RuntimeDesc& runtime, int blocks) {
   KvLayerView kv;
   kv.block_size = runtime.block_size;
   kv.kv_heads = layer.kv_heads;
   kv.head_dim = layer.head_dim;
   kv.format = runtime.kv_format;
-  kv_lay_out(&kv);
+  kv_lay_out(&kv, blocks);
   return kv;
+}
+
+int64_t bytes_of_block(const KvLayerView& kv) { return 2 * kv.kv_heads * kv.block_stride; }
+
+// Calls `visit` with the runs of a block: of each head its K, then its V.
+template <class Visit>
+void each_run(const KvLayerView& kv, int block, const Visit& visit) {
+  for (int head = 0; head < kv.kv_heads; ++head) {
+    uint8_t* k = kv.base + block * kv.block_stride + head * kv.head_stride_k;
+    visit(k);
+    visit(k + kv.v_offset);
+  }
 }
 
 }  // namespace
@@ -24,8 +36,8 @@ KvCache::KvCache(const ModelDesc& model, const RuntimeDesc& runtime)
   for (const LayerDesc& layer : model.layers) {
     if (layer.kv_group < 0 || layer.kv_group >= groups())
       throw std::invalid_argument("a layer names a KV group that has no block count");
-    KvLayerView kv = layout(layer, runtime);
-    kv.base = arena_.allocate(static_cast<size_t>(kv.block_stride * blocks(layer.kv_group)));
+    KvLayerView kv = layout(layer, runtime, blocks(layer.kv_group));
+    kv.base = arena_.allocate(static_cast<size_t>(bytes_of_block(kv) * blocks(layer.kv_group)));
     layers_.push_back(kv);
     group_of_layer_.push_back(layer.kv_group);
   }
@@ -35,15 +47,17 @@ void KvCache::copy(int group, int source, int destination) {
   for (size_t i = 0; i < layers_.size(); ++i) {
     if (group_of_layer_[i] != group) continue;
     const KvLayerView& kv = layers_[i];
-    std::memcpy(kv.base + destination * kv.block_stride, kv.base + source * kv.block_stride,
-                static_cast<size_t>(kv.block_stride));
+    const int64_t apart = (destination - source) * kv.block_stride;
+    each_run(kv, source, [&](uint8_t* run) {
+      std::memcpy(run + apart, run, static_cast<size_t>(kv.block_stride));
+    });
   }
 }
 
 int64_t KvCache::block_bytes(int group) const {
   int64_t bytes = 0;
   for (size_t i = 0; i < layers_.size(); ++i)
-    if (group_of_layer_[i] == group) bytes += layers_[i].block_stride;
+    if (group_of_layer_[i] == group) bytes += bytes_of_block(layers_[i]);
   return bytes;
 }
 
@@ -51,10 +65,11 @@ void KvCache::read(int group, const std::vector<int32_t>& blocks, uint8_t* out) 
   for (size_t i = 0; i < layers_.size(); ++i) {
     if (group_of_layer_[i] != group) continue;
     const KvLayerView& kv = layers_[i];
-    for (const int32_t block : blocks) {
-      std::memcpy(out, kv.base + block * kv.block_stride, static_cast<size_t>(kv.block_stride));
-      out += kv.block_stride;
-    }
+    for (const int32_t block : blocks)
+      each_run(kv, block, [&](const uint8_t* run) {
+        std::memcpy(out, run, static_cast<size_t>(kv.block_stride));
+        out += kv.block_stride;
+      });
   }
 }
 
@@ -62,10 +77,11 @@ void KvCache::write(int group, const std::vector<int32_t>& blocks, const uint8_t
   for (size_t i = 0; i < layers_.size(); ++i) {
     if (group_of_layer_[i] != group) continue;
     const KvLayerView& kv = layers_[i];
-    for (const int32_t block : blocks) {
-      std::memcpy(kv.base + block * kv.block_stride, in, static_cast<size_t>(kv.block_stride));
-      in += kv.block_stride;
-    }
+    for (const int32_t block : blocks)
+      each_run(kv, block, [&](uint8_t* run) {
+        std::memcpy(run, in, static_cast<size_t>(kv.block_stride));
+        in += kv.block_stride;
+      });
   }
 }
 

@@ -1,4 +1,4 @@
-// The paged cache: per group and layer one run of blocks, touched (and so paid for) only in use.
+// The paged cache: per group and layer one pool of blocks, touched (and so paid for) only in use.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +21,8 @@ class KvCache {
   // Copies one block in all layers of a group.
   void copy(int group, int source, int destination);
 
-  // Blocks of a group to and from bytes outside: layer after layer, in each the blocks in order.
+  // Blocks of a group to and from bytes outside: layer after layer, in each the blocks in order,
+  // in a block the K and V of each head.
   int64_t block_bytes(int group) const;  // over all layers
   void read(int group, const std::vector<int32_t>& blocks, uint8_t* out) const;
   void write(int group, const std::vector<int32_t>& blocks, const uint8_t* in);

@@ -28,7 +28,7 @@ inline void fetch_keys(const AttentionArgs& a, int key) {
   if (block < 0) return;
   const uint8_t* k = k_block(kv, block, a.kv_head);
   const int64_t codes = kv_code_bytes(kv.format, kv.head_dim, kv.block_size);
-  if (kv.block_size == 16) return fetch(k, 1, 0, kv.v_offset);
+  if (kv.block_size == 16) return fetch(k, 1, 0, kv.block_stride);
   const int64_t stride = kv.format == KvFormat::kF16 ? 2 * kv.block_size : 4 * kv.block_size;
   fetch(k + stride / kv.block_size * slot, static_cast<int>(codes / stride), stride, 64);
 }
