@@ -220,6 +220,36 @@ OCTAVO_HOT void weights_of(const AttentionArgs& a, int i, int line, int d, const
   }
 }
 
+// acc += weight * V over the keys of a line. The sums are locals of their own, and the loops
+// unrolled at once: else the compiler stores all of them behind every key, which takes longer than
+// the sums.
+template <KvFormat kFormat, int kRows, int kVecs, int kGroups>
+OCTAVO_HOT void weigh_line(const uint8_t* row, int64_t row_bytes, int keys, int d, int tail,
+                           const float* (*weight)[kGroups], F (*acc)[kVecs]) {
+  F sum[kRows][kVecs];
+#pragma GCC unroll 32
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 32
+    for (int c = 0; c < kVecs; ++c) sum[r][c] = acc[r][c];
+  }
+  for (int key = 0; key < keys; ++key, row += row_bytes) {
+    F v[kVecs];
+    load_values<kFormat, kVecs>(row, d, tail, v);
+#pragma GCC unroll 32
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 32
+      for (int c = 0; c < kVecs; ++c) {
+        sum[r][c] = f_fma(f_set1(weight[r][c * kGroups / kVecs][key]), v[c], sum[r][c]);
+      }
+    }
+  }
+#pragma GCC unroll 32
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 32
+    for (int c = 0; c < kVecs; ++c) acc[r][c] = sum[r][c];
+  }
+}
+
 // o[d ...] of kRows queries for kVecs registers of 16 elements of V. The last addition turns -0
 // into +0, so that keys which count for nothing (p = 0) leave no trace.
 template <KvFormat kFormat, int kRows, int kVecs>
@@ -240,15 +270,7 @@ inline void weigh_values(const AttentionArgs& a, int i, int d, int tail) {
     alignas(64) float room[kRows][kGroups][16];
     weights_of<kFormat, kRows, kGroups>(a, i, start, d, scales_of(a.kv, codes), weight, room);
     const int keys = smaller(16, a.key1 - start);
-    for (int key = 0; key < keys; ++key, row += row_bytes) {
-      F v[kVecs];
-      load_values<kFormat, kVecs>(row, d, tail, v);
-      for (int r = 0; r < kRows; ++r) {
-        for (int c = 0; c < kVecs; ++c) {
-          acc[r][c] = f_fma(f_set1(weight[r][c * kGroups / kVecs][key]), v[c], acc[r][c]);
-        }
-      }
-    }
+    weigh_line<kFormat, kRows, kVecs, kGroups>(row, row_bytes, keys, d, tail, weight, acc);
   }
   for (int r = 0; r < kRows; ++r) {
     float* o = a.o + (i + r) * a.o_stride + d;
