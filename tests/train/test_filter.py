@@ -62,3 +62,34 @@ def test_what_can_not_be_mixed_is_refused() -> None:
         mix(windows(9, 0), windows(9, 1), 1.5, 4)
     with pytest.raises(ConfigError):
         Limits(nats=0)
+
+
+def test_bad_text_does_harm_and_the_filter_takes_it_out() -> None:
+    """Half of the windows are a model's loops. Trained on them a student is worse at the text than
+    without; what the filter leaves is the text alone, and as good."""
+    torch = pytest.importorskip("torch")
+    torch.set_num_threads(1)
+    from octavo.backends.reference.options import ReferenceOptions
+    from octavo.formats.number_format import FP32
+    from octavo.train import QatModel, TrainConfig, Trainer
+    from octavo.train.data import Corpus, split_corpus
+    from support.trainable import chain, tiny_masters, tiny_spec
+
+    text = split_corpus(chain(1600), 16)
+    starts = np.random.default_rng(1).integers(0, 32, (len(text.train), 2))
+    loops = np.tile(starts, 9)[:, :17].astype(np.int64)
+    spoiled = mix(text.train, loops, 0.5, len(text.train))
+    limits = Limits(distinct=0.6, shingle=8, overlap=17)
+    found = sift(spoiled.tolist(), limits)
+    sifted = spoiled[list(found.kept)]
+    assert found.refused["repetition"] == round(len(text.train) / 2)
+
+    def held_out_loss(windows: np.ndarray) -> float:
+        masters = tiny_masters(tiny_spec())
+        student = QatModel(tiny_spec(), masters, dict.fromkeys(masters, FP32), ReferenceOptions())
+        config = TrainConfig(30, 3e-3, batch=16, evaluate_every=30)
+        return Trainer(student, Corpus(windows, text.held_out), config).run().held_out[-1][1]
+
+    good, bad, saved = (held_out_loss(w) for w in (text.train, spoiled, sifted))
+    assert bad > 1.02 * good
+    assert saved < bad

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
@@ -72,6 +73,49 @@ def factor(
         f"{found.kl_mean.high:.4f}), same top token {found.same_top.value:.1%}, perplexity "
         f"{found.perplexity.value:.3f} from {found.base_perplexity.value:.3f}"
     )
+
+
+@command.command()
+@click.argument("model")
+@_out
+@click.option("--text", required=True, metavar="TEXTFILE", help="UTF-8, of one kind.")
+@click.option("--count", type=click.IntRange(1), default=1000, show_default=True)
+@click.option("--words", type=click.IntRange(1), default=5, show_default=True, help="At most.")
+@click.option("--steps", type=click.IntRange(1), default=200, show_default=True)
+@click.option("--context", type=click.IntRange(8), default=128, show_default=True)
+@click.option("--whole", is_flag=True, help="Train every matrix, not the new rows alone.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def phrases(
+    model: str,
+    out: Path,
+    text: str,
+    count: int,
+    words: int,
+    steps: int,
+    context: int,
+    whole: bool,
+    as_json: bool,
+) -> None:
+    """Give MODEL single tokens for phrases of a text, and train them."""
+    if importlib.util.find_spec("torch") is None:
+        raise UnsupportedError("training phrases needs torch: `pip install 'octavo[torch]'`")
+    from octavo.compress.calibration import read_whole
+    from octavo.io.hub import resolve_model
+    from octavo.train import TrainConfig
+    from octavo.vocab.mine import MinePlan
+    from octavo.vocab.phrase_job import PhrasePlan, add_phrases
+
+    config = TrainConfig(steps, 1e-3, batch=4, evaluate_every=steps, warmup=min(10, steps))
+    plan = PhrasePlan(MinePlan(count, words), config, context, whole)
+    found = add_phrases(resolve_model(model), out, plan, read_whole(text))
+    if as_json:
+        emit_json({"model": model, "out": str(out), "saved": found.saved, **asdict(found)})
+        return
+    click.echo(f"{out}: {found.saved:.1%} fewer tokens of the text's last tenth")
+    click.echo("words  phrases  uses  tokens saved")
+    for row in found.savings:
+        click.echo(f"{row.words:5}  {row.phrases:7}  {row.uses:4}  {row.saved:12}")
+    click.echo(f"nats per token there: {found.before:.4f} before training, {found.after:.4f} after")
 
 
 @command.command()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from octavo.core.errors import TokenizerError
+from octavo.io.phrases import read_phrases
 from octavo.io.tokenizer_parts import TokenizerParts
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def tokenizer_from_directory(path: Path) -> TokenizerParts:
         suffix=suffix,
         named=named,
         chat_template=_chat_template(path, config),
+        phrases=read_phrases(path),
     )
 
 

@@ -17,7 +17,7 @@ from octavo.core.errors import TokenizerError
 from octavo.io.tokenizer_parts import TokenizerParts
 
 if TYPE_CHECKING:
-    pass
+    from octavo.io.phrases import PhraseTable
 
 _SPACE = "▁"
 
@@ -34,7 +34,14 @@ class Tokenizer:
     @cached_property
     def vocab_size(self) -> int:
         """Number of ids. The model's embedding table may be padded beyond it."""
+        if self.phrases is not None:
+            return self.phrases.first + len(self.phrases)
         return int(self._backend.get_vocab_size(with_added_tokens=True))
+
+    @property
+    def phrases(self) -> PhraseTable | None:
+        """Runs of tokens that the model knows as one; encoding joins them, decoding spells them."""
+        return self._parts.phrases
 
     @property
     def bos_id(self) -> int | None:
@@ -72,7 +79,7 @@ class Tokenizer:
         `add_special` puts the model's begin (and end) tokens around it, never a second begin token.
         `parse_special` reads the control tokens written in the text as such.
         """
-        ids = self._encode(_valid_text(text), parse_special)
+        ids = self._joined(self._encode(_valid_text(text), parse_special))
         if not add_special:
             return ids
         prefix = list(self._parts.prefix)
@@ -86,19 +93,21 @@ class Tokenizer:
         Never holds the id of an added token: a vocabulary that would make one from plain letters
         gets the letters one by one.
         """
-        ids = self._continued(_valid_text(text), self._encode_raw)
+        ids = self._joined(self._continued(_valid_text(text), self._encode_raw))
         if not set(self.added_tokens.values()).isdisjoint(ids) and len(text) > 1:
             return [i for letter in text for i in self._continued(letter, self._encode_raw)]
         return ids
 
     def encode_continuation(self, text: str) -> list[int]:
         """Ids of a text that follows other text: control tokens parsed, nothing put around it."""
-        return self._continued(_valid_text(text), lambda piece: self._encode(piece, True))
+        ids = self._continued(_valid_text(text), lambda piece: self._encode(piece, True))
+        return self._joined(ids)
 
     def encode_literal(self, text: str) -> list[int]:
         """Ids of a text that follows other text: control tokens spelled out, other added tokens
         recognized, nothing put around it."""
-        return self._continued(_valid_text(text), lambda piece: self._encode(piece, False))
+        ids = self._continued(_valid_text(text), lambda piece: self._encode(piece, False))
+        return self._joined(ids)
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """The text of ids. Bytes that aren't valid UTF-8 become U+FFFD; unknown ids are empty.
@@ -111,6 +120,9 @@ class Tokenizer:
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes a token stands for in the middle of a text (b"" for ids without a text)."""
+        if self.phrases is not None and token >= self.phrases.first:
+            parts = self.phrases.parts(token)
+            return b"" if parts == (token,) else b"".join(map(self.token_bytes, parts))
         piece = self._backend.id_to_token(token)
         if piece is None:
             return b""
@@ -136,6 +148,9 @@ class Tokenizer:
     def to_json(self) -> str:
         """The backend in the tokenizer.json format (for grammar engines and export)."""
         return self._backend.to_str()
+
+    def _joined(self, ids: list[int]) -> list[int]:
+        return ids if self.phrases is None else self.phrases.joined(ids)
 
     def _encode(self, text: str, parse_special: bool) -> list[int]:
         with self._lock:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import tokenizers
 
+    from octavo.io.phrases import PhraseTable
+
 
 @dataclass(frozen=True, slots=True)
 class TokenizerParts:
@@ -15,6 +17,7 @@ class TokenizerParts:
 
     `prefix` and `suffix` are put around a text that is encoded with its special tokens. `named`
     holds the special tokens that chat templates know by name ("bos_token", "eos_token", ...).
+    `phrases` are runs of the backend's tokens that the model knows as one.
     """
 
     backend: tokenizers.Tokenizer
@@ -24,3 +27,4 @@ class TokenizerParts:
     suffix: tuple[int, ...] = ()
     named: dict[str, str] = field(default_factory=dict)
     chat_template: str | None = None
+    phrases: PhraseTable | None = None

@@ -1,0 +1,118 @@
+"""Phrases for a model: mine them on a text of one kind, train their rows, write what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from octavo.compress.artifact import write_json
+from octavo.core.errors import UnsupportedError, UserError
+from octavo.formats.quantized import QuantizedTensor
+from octavo.formats.rtn import encode
+from octavo.io.checkpoint import OpenModel, open_model
+from octavo.io.phrases import PHRASES, PhraseTable
+from octavo.io.tokenizer import Tokenizer
+from octavo.spec.decoder import Role
+from octavo.spec.graph import head_role
+from octavo.train import TrainConfig, Trainer
+from octavo.train.data import make_corpus
+from octavo.vocab.measure import cut, tokenizer_of
+from octavo.vocab.mine import MinePlan, Saving, mine, savings
+from octavo.vocab.phrase_model import EMBED, HEAD, PhraseModel
+from octavo.vocab.tables import stacked
+from octavo.vocab.writing import Vocabulary, beside, write_model
+
+_HELD_OUT = 0.1  # of the text, at its end: watched while training, never mined
+
+
+@dataclass(frozen=True, slots=True)
+class PhrasePlan:
+    """What to mine, and how long to train: on windows of `context` tokens; `whole` trains every
+    matrix, which is then stored in fp32, and not the new rows alone."""
+
+    mine: MinePlan
+    train: TrainConfig
+    context: int = 128
+    whole: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PhraseReport:
+    """Tokens of the held-out part with the base tokenizer and with phrases; the savings by words,
+    of the part that was mined; held-out loss in nats per token before and after training."""
+
+    base_tokens: int
+    tokens: int
+    savings: tuple[Saving, ...]
+    before: float
+    after: float
+
+    @property
+    def saved(self) -> float:
+        return 1 - self.tokens / self.base_tokens
+
+
+def add_phrases(path: Path, out: Path, plan: PhrasePlan, text: str) -> PhraseReport:
+    """Write the model at `path` with phrases mined on `text` to the new directory `out`.
+
+    The phrases' rows are trained before anything is written: no model ever emits an untrained one.
+    Raises UserError for a text without repetitions, or too short to train on, and UnsupportedError
+    for a model that has phrases or a factored vocabulary already.
+    """
+    with open_model(path) as model, beside(out) as directory:
+        tokenizer = tokenizer_of(model)
+        _check(model, tokenizer, plan)
+        split = int(len(text) * (1 - _HELD_OUT))
+        kept, held = ([tokenizer.encode(piece, add_special=False) for piece in cut(part, 8192)]
+                      for part in (text[:split], text[split:]))  # fmt: skip
+        phrases = mine(kept, plan.mine, tokenizer.token_bytes, model.spec.vocab)
+        trained = PhraseModel.from_source(model.source, model.spec, phrases, plan.whole)
+        row, watched = ([t for piece in part for t in phrases.joined(piece)]
+                        for part in (kept, held))  # fmt: skip
+        corpus = make_corpus(row, watched, plan.context)
+        report = Trainer(trained, corpus, plan.train).run()
+        write_model(directory, model, _vocabulary(model, trained, phrases))
+        found = savings(kept, phrases, tokenizer.token_bytes)
+        count = sum(map(len, held))
+        before, after = report.held_out[0][1], report.held_out[-1][1]
+        return PhraseReport(count, len(watched), found, before, after)
+
+
+def _check(model: OpenModel, tokenizer: Tokenizer, plan: PhrasePlan) -> None:
+    if tokenizer.phrases is not None:
+        raise UnsupportedError(f"{model.path}: has phrases already; start from its source")
+    if model.spec.embed_rank or model.spec.head_rank:
+        raise UnsupportedError(f"{model.path}: its vocabulary is factored; add phrases before that")
+    if plan.train.steps < 1:
+        raise UserError("untrained phrases are never written: give at least 1 step")
+
+
+def _vocabulary(model: OpenModel, trained: PhraseModel, phrases: PhraseTable) -> Vocabulary:
+    spec = replace(model.spec, vocab=trained.spec.vocab, tied_head=False)
+    tables = dict(_tables(model, trained))
+    config: dict[str, object] = {"vocab_size": spec.vocab, "tie_word_embeddings": False}
+    recipe = {"method": "phrases", "count": len(phrases)}
+    return Vocabulary(spec, tables, config, recipe, partial(_write, table=phrases))
+
+
+def _tables(model: OpenModel, trained: PhraseModel) -> Sequence[tuple[Role, QuantizedTensor]]:
+    """The old rows as they are stored and the new ones in their format; or all in fp32."""
+    if trained.whole:
+        whole = trained.convert()
+        return list(whole.items())
+    found = []
+    for role, source in ((EMBED, EMBED), (HEAD, head_role(model.spec))):
+        view = model.source.tensor(source)
+        rows: npt.NDArray[np.float32] = trained.rows[role].detach().cpu().numpy()
+        old = view.quantized(0, view.shape[0])
+        found.append((role, stacked(old, encode(rows, old.format))))
+    return found
+
+
+def _write(directory: Path, table: PhraseTable) -> None:
+    write_json(directory / PHRASES, table.to_json())

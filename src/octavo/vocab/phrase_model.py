@@ -1,0 +1,76 @@
+"""A model that learns rows for phrases; all else of it may stay as it is.
+
+The row of a phrase in the embedding begins as a mean of its parts' rows in which the last weighs
+most, and in the head as one in which the first does (AdaptiVocab, arXiv 2503.19693): what follows a
+phrase follows its end, and what predicts a phrase predicts its beginning. A head that was tied to
+the embedding becomes a table of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from octavo.backends.reference.options import ReferenceOptions
+from octavo.backends.reference.weights import Weights
+from octavo.formats.number_format import FP32
+from octavo.io.phrases import PhraseTable
+from octavo.io.weights import WeightSource
+from octavo.spec.decoder import DecoderSpec, Role
+from octavo.spec.graph import head_role, roles
+from octavo.train.qat import QatModel
+
+EMBED, HEAD = Role("embed"), Role("head")
+_STEEP = 1.0  # a part weighs e^1 times its neighbour, as far as phrases of a few tokens go
+
+
+class PhraseModel(QatModel):
+    """Masters of the base model, and the rows of phrases beside them.
+
+    whole  train every matrix, not the new rows alone
+    """
+
+    def __init__(
+        self, spec: DecoderSpec, masters: Weights, phrases: PhraseTable, whole: bool = False
+    ) -> None:
+        untied = {**masters, HEAD: masters[head_role(spec)]}
+        wide = replace(spec, vocab=spec.vocab + len(phrases), tied_head=False)
+        super().__init__(wide, untied, dict.fromkeys(untied, FP32), ReferenceOptions())
+        self.whole = whole
+        self.rows = {
+            EMBED: first_rows(untied[EMBED], phrases, _STEEP).requires_grad_(),
+            HEAD: first_rows(untied[HEAD], phrases, -_STEEP).requires_grad_(),
+        }
+
+    @classmethod
+    def from_source(
+        cls, source: WeightSource, spec: DecoderSpec, phrases: PhraseTable, whole: bool = False
+    ) -> PhraseModel:
+        """From a base model's weights."""
+        masters = {role: torch.from_numpy(np.array(source.tensor(role).float32(), np.float32))
+                   for role in roles(spec)}  # fmt: skip
+        return cls(spec, masters, phrases, whole)
+
+    def parameters(self) -> dict[str, Tensor]:
+        new = {f"{role} phrases": rows for role, rows in self.rows.items()}
+        old = {str(role): self.masters[role] for role in self.masters if role in self.coded}
+        return {**old, **new} if self.whole else new
+
+    def recipe(self) -> dict[str, object]:
+        return {**super().recipe(), "phrases": len(self.rows[HEAD]), "whole": self.whole}
+
+    def _merged(self, role: Role) -> Tensor:
+        master = self.masters[role]
+        return torch.cat([master, self.rows[role]]) if role in self.rows else master
+
+
+def first_rows(table: Tensor, phrases: PhraseTable, steep: float) -> Tensor:
+    """float32 [phrases, hidden]: means of parts' rows, part i weighing exp(steep * i)."""
+    rows = []
+    for phrase in phrases.phrases:
+        share = torch.softmax(steep * torch.arange(len(phrase), dtype=torch.float32), dim=0)
+        rows.append(share @ table.detach()[list(phrase)].float())
+    return torch.stack(rows)

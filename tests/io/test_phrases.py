@@ -1,0 +1,102 @@
+"""Phrases over a vocabulary: shortest ways, exact round trips, damaged files."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from octavo.core.errors import TokenizerError
+from octavo.io.phrases import PHRASES, PhraseTable, read_phrases
+from octavo.io.tokenizer import Tokenizer, load_tokenizer
+from support.tokenizers import byte_level_tokenizer, save_directory, sentencepiece_tokenizer
+
+TABLES = st.lists(
+    st.lists(st.integers(0, 3), min_size=2, max_size=4).map(tuple), unique=True, max_size=8
+).map(lambda phrases: PhraseTable(10, phrases))
+
+
+def shortest(table: PhraseTable, tokens: tuple[int, ...]) -> int:
+    """By trying every way to cut."""
+    known = set(table.phrases)
+    best = len(tokens)
+    for cuts in itertools.product((False, True), repeat=max(0, len(tokens) - 1)):
+        ends = [0, *(i + 1 for i, cut in enumerate(cuts) if cut), len(tokens)]
+        runs = [tokens[a:b] for a, b in itertools.pairwise(ends)]
+        if all(len(run) == 1 or run in known for run in runs):
+            best = min(best, len(runs))
+    return best
+
+
+@settings(max_examples=200, deadline=None)
+@given(table=TABLES, tokens=st.lists(st.integers(0, 4), max_size=9).map(tuple))
+def test_the_shortest_way_is_found_and_can_be_undone(
+    table: PhraseTable, tokens: tuple[int, ...]
+) -> None:
+    joined = table.joined(tokens)
+    assert table.split(joined) == list(tokens)
+    assert len(joined) == (shortest(table, tokens) if tokens else 0)
+
+
+def with_phrases(directory: Path, tokenizer: Tokenizer, texts: list[str]) -> Tokenizer:
+    save_directory(directory, tokenizer, bos_token="<s>")
+    phrases = [tokenizer.encode_plain(text) for text in texts]
+    table = PhraseTable(tokenizer.vocab_size, phrases)
+    (directory / PHRASES).write_text(json.dumps(table.to_json()), encoding="utf-8")
+    return load_tokenizer(directory)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Tokenizer, Tokenizer]]:
+    made = []
+    for make in (byte_level_tokenizer, sentencepiece_tokenizer):
+        directory = tmp_path_factory.mktemp("phrases")
+        texts = [" hello he", "\n    self", "hell hell hell"]
+        made.append((make(), with_phrases(directory, make(), texts)))
+    return made
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=st.one_of(st.text(max_size=30), st.text("helo \n", max_size=40)))
+def test_any_text_makes_the_round_trip_in_no_more_tokens(
+    pairs: list[tuple[Tokenizer, Tokenizer]], text: str
+) -> None:
+    for base, phrased in pairs:
+        ids = phrased.encode(text, add_special=False)
+        assert phrased.phrases is not None
+        assert phrased.phrases.split(ids) == base.encode(text, add_special=False)
+        assert phrased.decode(ids, skip_special=False) == base.decode(
+            base.encode(text, add_special=False), skip_special=False
+        )
+        assert len(ids) <= len(base.encode(text, add_special=False))
+
+
+def test_phrases_are_used_by_every_way_to_encode(
+    pairs: list[tuple[Tokenizer, Tokenizer]],
+) -> None:
+    base, phrased = pairs[0]
+    text = "\n    self hello he"
+    for way in ("encode", "encode_plain", "encode_continuation", "encode_literal"):
+        assert len(getattr(phrased, way)(text)) < len(getattr(base, way)(text)), way
+    first = base.vocab_size
+    assert phrased.token_bytes(first + 1) == b"\n    self"
+    assert phrased.token_bytes(first + 3) == b""
+    assert phrased.vocab_size == first + 3
+
+
+def test_bad_tables_are_refused(tmp_path: Path) -> None:
+    for phrases in ([(1,)], [(1, 10)], [(1, 2), (1, 2)], [tuple([1] * 65)]):
+        with pytest.raises(TokenizerError):
+            PhraseTable(10, phrases)
+    assert read_phrases(tmp_path) is None
+    good = PhraseTable(10, [(1, 2)]).to_json()
+    wrong = ({**good, "format": 2}, {**good, "first": "x"}, {**good, "phrases": [[1, 2.5]]},
+             {**good, "phrases": 3}, [])  # fmt: skip
+    for bad in ("{", *map(json.dumps, wrong)):
+        (tmp_path / PHRASES).write_text(bad, encoding="utf-8")
+        with pytest.raises(TokenizerError, match=r"phrases\.json"):
+            read_phrases(tmp_path)

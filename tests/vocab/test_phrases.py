@@ -1,0 +1,157 @@
+"""Phrases for a model: mined, begun from their parts, trained, and served."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from octavo.backends.base import RuntimeConfig  # noqa: E402
+from octavo.backends.native.backend import load  # noqa: E402
+from octavo.backends.reference.options import ReferenceOptions  # noqa: E402
+from octavo.cli.main import main  # noqa: E402
+from octavo.core.errors import ConfigError, UnsupportedError, UserError  # noqa: E402
+from octavo.evals.scorer import ExecutorScorer  # noqa: E402
+from octavo.formats.number_format import FP32  # noqa: E402
+from octavo.io.checkpoint import open_model  # noqa: E402
+from octavo.io.phrases import PhraseTable  # noqa: E402
+from octavo.io.tokenizer import load_tokenizer  # noqa: E402
+from octavo.train import QatModel, TrainConfig  # noqa: E402
+from octavo.vocab.measure import cut, difference, text_losses  # noqa: E402
+from octavo.vocab.mine import MinePlan, mine, savings, usage  # noqa: E402
+from octavo.vocab.phrase_job import PhrasePlan, add_phrases  # noqa: E402
+from octavo.vocab.phrase_model import PhraseModel, first_rows  # noqa: E402
+from support.small_models import talking_model  # noqa: E402
+from support.trainable import chain, tiny_masters, tiny_spec  # noqa: E402
+
+NAMES = np.random.default_rng(4).integers(0, 1000, (60, 2))
+TEXT = "".join(f"def h{a}(self):\n    return self.{b}hell\n\n" for a, b in NAMES)
+
+
+def spell(token: int) -> bytes:
+    """31 is a control token, even tokens begin words."""
+    if token == 31:
+        return b""
+    return (b" " if token % 2 == 0 else b"") + b"ab"[token % 2 : token % 2 + 1]
+
+
+def test_what_saves_most_is_mined_and_control_tokens_are_not() -> None:
+    text = [2, 3, 5, 7, 31] * 20 + [9, 11, 31] * 8 + [13, 31] * 30
+    table = mine([text], MinePlan(2, least=4), spell, 32)
+    assert table.phrases[0] == (2, 3, 5, 7)
+    assert not any(31 in phrase for phrase in table.phrases)
+    assert table.phrases[1] == (9, 11)
+    assert usage([text], table) == {(2, 3, 5, 7): 20, (9, 11): 8}
+
+
+def test_words_of_a_phrase_are_limited() -> None:
+    text = [2, 4, 6, 8] * 30
+    for words, longest in ((1, 0), (2, 2), (3, 3)):
+        plan = MinePlan(3, words=words, tokens=8)
+        if not longest:
+            with pytest.raises(UserError, match="no run"):
+                mine([text], plan, spell, 32)
+            continue
+        found = mine([text], plan, spell, 32)
+        assert max(map(len, found.phrases)) == longest
+        rows = savings([text], found, spell)
+        assert all(row.words <= words for row in rows)
+        assert sum(row.saved for row in rows) == len(text) - len(found.joined(text))
+
+
+def tiny_table() -> PhraseTable:
+    return PhraseTable(32, [(1, 2), (3, 4, 5)])
+
+
+def test_the_base_model_is_in_there_bit_for_bit() -> None:
+    """With phrases left out of input and output, bits per byte are the base's own."""
+    spec, masters = tiny_spec(tied=True), tiny_masters(tiny_spec(tied=True))
+    base = QatModel(spec, masters, dict.fromkeys(masters, FP32), ReferenceOptions())
+    model = PhraseModel(spec, masters, tiny_table())
+    tokens = np.array([chain(12, 0)])
+    with torch.no_grad():
+        ours = model.logits(tokens, model.prepared())
+        theirs = base.logits(tokens, base.prepared())
+    assert ours.shape[1] == 34
+    assert torch.equal(ours[:, :32], theirs)
+
+
+def test_only_rows_of_phrases_are_trained_unless_all_is() -> None:
+    spec, masters = tiny_spec(), tiny_masters(tiny_spec())
+    assert set(PhraseModel(spec, masters, tiny_table()).parameters()) == {
+        "embed phrases", "head phrases",
+    }  # fmt: skip
+    whole = PhraseModel(spec, masters, tiny_table(), whole=True).parameters()
+    assert {"embed", "head", "layer 0 q", "embed phrases"} <= set(whole)
+
+
+def test_first_rows_weigh_the_end_in_and_the_beginning_out() -> None:
+    table = torch.eye(32)
+    ends, beginnings = (first_rows(table, tiny_table(), steep)[1] for steep in (1.0, -1.0))
+    assert ends[5] > ends[4] > ends[3] > 0
+    assert torch.equal(beginnings.flip(0)[32 - 6 : 32 - 3], ends[3:6])
+    assert ends.sum() == pytest.approx(1.0)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("phrases")
+    base = talking_model(root / "base")
+    train = TrainConfig(30, 1e-2, batch=4, evaluate_every=30)
+    report = add_phrases(base, root / "out", PhrasePlan(MinePlan(12), train, 16), TEXT)
+    assert report.after < report.before
+    assert report.saved > 0.2
+    assert report.tokens < report.base_tokens
+    return base, root / "out"
+
+
+def test_what_is_written_is_served_with_the_base_rows_untouched(made: tuple[Path, Path]) -> None:
+    logits = []
+    for path in made:
+        with open_model(path) as model:
+            executor = load(model.spec, model.source, RuntimeConfig(context=64, max_seqs=1))
+            with closing(ExecutorScorer(executor, "it")) as scorer:
+                logits.append(next(scorer.logits([104, 105, 106, 107], 0, 4)).copy())
+    base, ours = logits
+    assert ours.shape[1] > base.shape[1]
+    assert np.array_equal(ours[:, : base.shape[1]], base)
+
+
+def test_losses_compare_in_bits_per_byte(made: tuple[Path, Path]) -> None:
+    pieces = [("code", cut(TEXT[:400], 80))]
+    base, ours = (text_losses(path, pieces, 128)[0] for path in made)
+    assert ours.tokens_per_byte < 0.8 * base.tokens_per_byte
+    gap = difference(ours, base)
+    assert gap.value == pytest.approx(ours.bits_per_byte - base.bits_per_byte)
+    assert gap.low <= gap.value <= gap.high
+    assert [p.bytes for p in base.pieces] == [len(piece.encode()) for piece in pieces[0][1]]
+    assert "".join(pieces[0][1]) == TEXT[:400]
+
+
+def test_phrases_are_not_added_twice_nor_untrained(made: tuple[Path, Path], tmp_path: Path) -> None:
+    plan = PhrasePlan(MinePlan(4), TrainConfig(1), 16)
+    with pytest.raises(UnsupportedError, match="phrases already"):
+        add_phrases(made[1], tmp_path / "out", plan, TEXT)
+    with pytest.raises(UserError, match="untrained"):
+        add_phrases(made[0], tmp_path / "out", PhrasePlan(MinePlan(4), TrainConfig(0), 16), TEXT)
+    assert not (tmp_path / "out").exists()
+    for bad in ({"count": 0}, {"count": 1, "tokens": 1}, {"count": 1, "least": 1}):
+        with pytest.raises(ConfigError):
+            MinePlan(**bad)
+
+
+def test_from_the_command_line(
+    made: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "t.txt").write_text(TEXT, encoding="utf-8")
+    words = ["vocab", "phrases", str(made[0]), "-o", str(tmp_path / "out")]
+    more = ["--text", str(tmp_path / "t.txt"), "--count", "8", "--steps", "2", "--context", "16"]
+    assert main([*words, *more, "--whole", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["saved"] > 0.2
+    assert load_tokenizer(tmp_path / "out").phrases is not None
