@@ -18,6 +18,7 @@ from octavo.core.errors import UnsupportedError, UserError
 
 if TYPE_CHECKING:
     from octavo.compress.budgeted import Choice
+    from octavo.compress.forecast import Forecast
     from octavo.compress.job import Material, Progress, Result
     from octavo.compress.quality import Quality
     from octavo.compress.recipe import Recipe
@@ -110,7 +111,7 @@ def command(
     assert result.quality is not None
     if as_json:
         emit_json({"model": model, "out": str(out), "report": result.report.to_dict(),
-                   "quality": result.quality.to_dict()})  # fmt: skip
+                   "quality": result.quality.to_dict(), "forecast": result.forecast})  # fmt: skip
     else:
         click.echo("\n".join(_lines(result, result.quality)))
     return _gate(result.quality, max_kl)
@@ -249,6 +250,7 @@ def _lines(result: Result, quality: Quality) -> Iterator[str]:
     for fold in report.rolled_back():
         yield f"  {fold.method} at {fold.producer} rolled back: {fold.reason}"
     yield from (f"  {note}" for note in report.notes())
+    yield _forecast(result.forecast)
     yield f"against the source ({quality.executor}, windows of {quality.context} tokens):"
     for name, found in quality.texts:
         kl, top = found.kl_mean, found.same_top
@@ -263,6 +265,16 @@ def _lines(result: Result, quality: Quality) -> Iterator[str]:
         )
     if quality.collapsed:
         yield "  collapsed: it agrees with the source on fewer than half of the top tokens"
+
+
+def _forecast(forecast: Forecast) -> str:
+    peak = "" if forecast.peak is None else f", {human_decimal(forecast.peak)} came"
+    line = f"  peak memory: {human_decimal(forecast.predicted_peak)} forecast{peak}"
+    if forecast.seconds is None:
+        return line
+    said = forecast.predicted_seconds
+    expected = "" if said is None else f" ({said:.0f} s forecast after two blocks)"
+    return f"{line}; compressing took {forecast.seconds:.0f} s{expected}"
 
 
 def _encoded(report: CompressionReport) -> Iterator[str]:

@@ -15,6 +15,7 @@ from octavo._version import __version__
 from octavo.compress import calibration
 from octavo.compress.artifact import add_quality, model_files, publish, write_artifact
 from octavo.compress.driver import Driver
+from octavo.compress.forecast import Forecast, Watch, check_memory
 from octavo.compress.layout import laid_out, prunes
 from octavo.compress.plan import Plan, plan
 from octavo.compress.quality import HeldOut, Quality, context_of, measure, windows_of
@@ -47,11 +48,13 @@ class Material:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """`quality` is None when no held-out text was given."""
+    """`quality` is None when no held-out text was given. `forecast` stays out of the artifact: what
+    is in it doesn't depend on time."""
 
     out: Path
     report: CompressionReport
     quality: Quality | None
+    forecast: Forecast
 
 
 def compress(
@@ -71,7 +74,10 @@ def compress(
         with locked(partial(out)):
             work = WorkDirectory(partial(out), _identity(recipe, material, files))
             with _clearing(work):
-                Driver(opened.source, resolved, material.tokens, work).run(progress)
+                watch = Watch(resolved, _length(material), progress)
+                check_memory(watch.need)
+                Driver(opened.source, resolved, material.tokens, work).run(watch)
+                forecast = watch.forecast()
             stages = [work.read(name) for name in resolved.stages()]
             whole = merged(stages)
             whole = laid_out(whole) if prunes(resolved) else whole
@@ -82,7 +88,11 @@ def compress(
             quality = _measured(finished, model, material, progress)
             publish(finished, out)
             work.remove()
-    return Result(out, report, quality)
+    return Result(out, report, quality, forecast)
+
+
+def _length(material: Material) -> int:
+    return 0 if material.tokens is None else material.tokens.shape[1]
 
 
 def _measured(

@@ -24,7 +24,8 @@ KINDS: tuple[Kind, ...] = ("prepare", "transform", "prune", "encode", "train")  
 
 
 class Method(NamedTuple):
-    """A row of the table; `type` is "module:Class", a dataclass whose fields are its options.
+    """A row of the table; `type` is "module:Class", a dataclass whose fields are its options and
+    whose `facts` (octavo.compress.facts) are what `octavo methods` prints.
 
     encoder  of all other kinds: the one that its paper goes with.
     blocks   an encoder of whole blocks (base.BlockEncoder).

@@ -45,11 +45,13 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class ProcessMemory:
-    """Bytes of one process: proportional set size, anonymous pages, resident set size."""
+    """Bytes of one process: proportional set size, anonymous pages, resident set size, and the
+    largest resident set so far (0 where the kernel doesn't say)."""
 
     proportional: int
     anonymous: int
     resident: int
+    peak: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +123,9 @@ def process_memory(pid: int | None = None, root: Path = Path("/")) -> ProcessMem
     sizes = parse_kilobytes(_read(path))
     if "Pss" not in sizes:
         raise UnsupportedError(f"{path} can't be read: memory of that process is not visible here")
-    return ProcessMemory(sizes["Pss"], sizes.get("Anonymous", 0), sizes.get("Rss", 0))
+    status = parse_kilobytes(_read(path.with_name("status")))
+    resident = sizes.get("Rss", 0)
+    return ProcessMemory(sizes["Pss"], sizes.get("Anonymous", 0), resident, status.get("VmHWM", 0))
 
 
 def parse_kilobytes(text: str) -> dict[str, int]:

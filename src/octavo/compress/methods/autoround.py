@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from octavo.compress.base import Needs, TrainableBlock
+from octavo.compress.facts import Facts
 from octavo.core.errors import ConfigError, FormatError
 from octavo.formats.floats import round_float, to_storage
 from octavo.formats.number_format import NumberFormat
@@ -47,6 +48,10 @@ class AutoRound:
     """
 
     needs: ClassVar[Needs] = Needs.NOTHING
+    facts: ClassVar[Facts] = Facts(
+        output="approximated", quantizes="weights", choice="learned", format="int4_g64",
+        source="arXiv 2309.05516", synonyms=("signround", "learned rounding", "signsgd"),
+    )  # fmt: skip
 
     iterations: int = 200
     batch: int = 8

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from octavo.compress.base import BlockView, LinearStats, Needs, ScaleFold
+from octavo.compress.facts import Facts
 from octavo.core.errors import ConfigError
 from octavo.formats.number_format import NumberFormat
 from octavo.formats.rtn import fake_quantize
@@ -38,6 +39,12 @@ class Awq:
     """
 
     needs: ClassVar[Needs] = Needs.MEAN_ABS | Needs.SAMPLES
+    facts: ClassVar[Facts] = Facts(
+        output="preserved", quantizes="nothing by itself", choice="searched on a grid",
+        format="int4_g64_asym", source="arXiv 2306.00978",
+        synonyms=("activation-aware weight quantization", "salient channels"),
+        proof="tests/compress/methods/test_awq.py",
+    )  # fmt: skip
 
     points: int = 20
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from octavo.compress.base import LinearStats, Needs
+from octavo.compress.facts import Facts
 from octavo.core.errors import ConfigError, FormatError
 from octavo.formats.number_format import NumberFormat
 from octavo.formats.quantized import QuantizedTensor
@@ -27,6 +28,11 @@ class AwqClip:
     """
 
     needs: ClassVar[Needs] = Needs.HESSIAN
+    facts: ClassVar[Facts] = Facts(
+        output="approximated", quantizes="weights", choice="searched on a grid",
+        format="int4_g64_asym", source="arXiv 2306.00978, section 3.2",
+        synonyms=("clipping", "output-aware clipping"),
+    )  # fmt: skip
     skips: ClassVar[tuple[Part, ...]] = ("q", "k")
 
     points: int = 20

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from octavo.compress.base import LinearStats, Needs
+from octavo.compress.facts import Facts
 from octavo.core.errors import ConfigError, FormatError
 from octavo.formats.number_format import FP32, NumberFormat
 from octavo.formats.quantized import QuantizedTensor
@@ -33,6 +34,11 @@ class AwqSalient:
     """
 
     needs: ClassVar[Needs] = Needs.MEAN_ABS
+    facts: ClassVar[Facts] = Facts(
+        output="approximated", quantizes="weights", choice="heuristic", format="int4_g64",
+        source="arXiv 2306.00978, table 1",
+        synonyms=("salient channels", "mixed precision columns"),
+    )  # fmt: skip
 
     format: str = "int3_g128"
     share: float = 0.01

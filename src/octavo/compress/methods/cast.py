@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from octavo.compress.base import LinearStats, Needs
+from octavo.compress.facts import Facts
 from octavo.core.errors import FormatError
 from octavo.formats import rtn
 from octavo.formats.number_format import NumberFormat
@@ -22,6 +23,10 @@ class Cast:
     too. A weight that would become infinite is an error."""
 
     needs: ClassVar[Needs] = Needs.CASTS
+    facts: ClassVar[Facts] = Facts(
+        output="approximated", quantizes="weights", choice="closed form", format="bf16",
+        source="IEEE 754", synonyms=("half precision", "fp16", "bf16", "fp8", "conversion"),
+    )  # fmt: skip
 
     def encode(
         self, weight: Tensor, target: NumberFormat, stats: LinearStats, mask: Tensor | None = None

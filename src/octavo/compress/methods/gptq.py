@@ -16,6 +16,7 @@ from torch import Tensor, eye
 from torch.linalg import cholesky_ex, solve_triangular
 
 from octavo.compress.base import LinearStats, Needs
+from octavo.compress.facts import Facts
 from octavo.compress.methods.grid import Grid
 from octavo.core.errors import ConfigError, FormatError, NumericsError
 from octavo.formats.granularity import PerGroup
@@ -40,6 +41,11 @@ class Gptq:
     """
 
     needs: ClassVar[Needs] = Needs.HESSIAN
+    facts: ClassVar[Facts] = Facts(
+        output="approximated", quantizes="weights", choice="heuristic", format="int4_g64",
+        source="arXiv 2210.17323",
+        synonyms=("obq", "optimal brain quantization", "second order", "hessian"),
+    )  # fmt: skip
 
     damp: float = 0.01
     block: int = 128

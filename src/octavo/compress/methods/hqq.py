@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from octavo.compress.base import LinearStats, Needs
+from octavo.compress.facts import Facts
 from octavo.core.errors import ConfigError, FormatError
 from octavo.formats.floats import round_float, to_storage
 from octavo.formats.number_format import NumberFormat
@@ -35,6 +36,11 @@ class Hqq:
     """
 
     needs: ClassVar[Needs] = Needs.NOTHING
+    facts: ClassVar[Facts] = Facts(
+        output="approximated", quantizes="weights", choice="solved", format="int4_g64_offset",
+        source="Mobius Labs, November 2023",
+        synonyms=("half-quadratic quantization", "half quadratic"),
+    )  # fmt: skip
 
     p: float = 0.7
     beta: float = 10.0

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from octavo.compress.base import LinearStats, Needs
+from octavo.compress.facts import Facts
 from octavo.compress.methods.clusters import F64, Points, lloyd, optimal
 from octavo.core.errors import ConfigError, FormatError
 from octavo.formats.floats import round_float, to_storage
@@ -43,6 +44,11 @@ class KMeans:
     """
 
     needs: ClassVar[Needs] = Needs.NOTHING
+    facts: ClassVar[Facts] = Facts(
+        output="approximated", quantizes="weights", choice="learned", format="lut4_g64",
+        source="arXiv 1510.00149, arXiv 2306.07629",
+        synonyms=("weight clustering", "codebook", "deep compression", "squeezellm", "k-means"),
+    )  # fmt: skip
 
     start: Start = "optimal"
     iterations: int = 100

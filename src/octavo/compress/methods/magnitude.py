@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from octavo.compress.base import LinearStats, Needs
+from octavo.compress.facts import Facts
 from octavo.compress.methods.patterns import Pattern, Scope, check_scope
 from octavo.core.errors import ConfigError
 
@@ -24,6 +25,11 @@ class Magnitude:
     """
 
     needs: ClassVar[Needs] = Needs.NOTHING
+    facts: ClassVar[Facts] = Facts(
+        output="approximated", quantizes="nothing by itself", choice="heuristic",
+        format="bf16", source="arXiv 1506.02626",
+        synonyms=("pruning", "sparsity", "2:4"),
+    )  # fmt: skip
 
     sparsity: float = 0.5
     pattern: str = ""

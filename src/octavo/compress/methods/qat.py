@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from octavo.compress.base import TrainTask
+from octavo.compress.facts import Facts
 from octavo.core.errors import ConfigError, FormatError, UserError
 from octavo.formats.number_format import FP32
 from octavo.formats.quantized import QuantizedTensor
@@ -45,6 +46,11 @@ class Qat:
     """
 
     needs_tokens: ClassVar[bool] = True
+    facts: ClassVar[Facts] = Facts(
+        output="approximated", quantizes="nothing by itself", choice="learned", format="int4_g64",
+        source="arXiv 2305.17888, arXiv 1902.08153",
+        synonyms=("quantization-aware training", "lsq", "llm-qat", "fine-tuning", "distillation"),
+    )  # fmt: skip
 
     steps: int = 200
     learning_rate: float = 1e-4

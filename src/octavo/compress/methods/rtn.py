@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from octavo.compress.base import LinearStats, Needs
+from octavo.compress.facts import Facts
 from octavo.compress.methods.clipping import (
     RULES,
     Rule,
@@ -33,6 +34,12 @@ class Rtn:
                 "percentile" what `percent` % of its weights don't exceed, "mse" the share with the
                 least squared error, "output" the one that loses the least of the layer's output.
     """
+
+    facts: ClassVar[Facts] = Facts(
+        output="approximated", quantizes="weights", choice="heuristic", format="int4_g64",
+        source="docs/formats.md",
+        synonyms=("round to nearest", "absmax", "minmax", "linear quantization", "clipping"),
+    )  # fmt: skip
 
     convention: Convention | None = None
     clip: Rule = "none"

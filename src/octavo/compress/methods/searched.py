@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from octavo.compress.base import LinearStats, Needs
+from octavo.compress.facts import Facts
 from octavo.compress.methods.gptq import Gptq, mean_of
 from octavo.compress.methods.grid import Grid
 from octavo.core.errors import ConfigError, FormatError
@@ -37,6 +38,11 @@ class Searched:
     """
 
     needs: ClassVar[Needs] = Needs.HESSIAN
+    facts: ClassVar[Facts] = Facts(
+        output="approximated", quantizes="weights", choice="heuristic",
+        format="int4_g32_offset_su6x256", source="arXiv 2210.17323, arXiv 2309.01885",
+        synonyms=("k-quants", "gguf", "coordinate descent", "quantease"),
+    )  # fmt: skip
 
     sweeps: int = 3
     damp: float = 0.01

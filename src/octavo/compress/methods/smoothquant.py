@@ -14,6 +14,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from octavo.compress.base import BlockView, LinearStats, Needs, ScaleFold
+from octavo.compress.facts import Facts
 from octavo.core.errors import ConfigError
 from octavo.formats.number_format import NumberFormat
 from octavo.spec.decoder import Role
@@ -34,6 +35,12 @@ class SmoothQuant:
     """
 
     needs: ClassVar[Needs] = Needs.ABSMAX
+    facts: ClassVar[Facts] = Facts(
+        output="preserved", quantizes="nothing by itself", choice="closed form",
+        format="int8_channel", source="arXiv 2211.10438",
+        synonyms=("activation smoothing", "w8a8", "outliers"),
+        proof="tests/compress/methods/test_smoothquant.py",
+    )  # fmt: skip
 
     alpha: float = 0.5
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from octavo.compress.base import LinearStats, Needs
+from octavo.compress.facts import Facts
 from octavo.compress.methods.gptq import Gptq, mean_of, whole_groups
 from octavo.compress.methods.grid import Grid
 from octavo.compress.methods.patterns import Pattern
@@ -44,6 +45,11 @@ class SparseGpt:
     """
 
     needs: ClassVar[Needs] = Needs.HESSIAN
+    facts: ClassVar[Facts] = Facts(
+        output="approximated", quantizes="weights", choice="heuristic",
+        format="int4_g64", source="arXiv 2301.00774",
+        synonyms=("pruning", "sparsity", "second order"),
+    )  # fmt: skip
     prunes: ClassVar[bool] = True
 
     sparsity: float = 0.5

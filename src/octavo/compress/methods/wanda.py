@@ -12,6 +12,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from octavo.compress.base import LinearStats, Needs
+from octavo.compress.facts import Facts
 from octavo.compress.methods.patterns import Pattern, Scope, check_scope
 
 
@@ -25,6 +26,11 @@ class Wanda:
     """
 
     needs: ClassVar[Needs] = Needs.MEAN_SQUARE
+    facts: ClassVar[Facts] = Facts(
+        output="approximated", quantizes="nothing by itself", choice="heuristic",
+        format="bf16", source="arXiv 2306.11695",
+        synonyms=("pruning", "sparsity", "weights and activations"),
+    )  # fmt: skip
 
     sparsity: float = 0.5
     pattern: str = ""

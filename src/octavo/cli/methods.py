@@ -1,0 +1,145 @@
+"""`octavo methods`: what each compression method does to the output, needs, costs and gains."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from octavo.cli.options import json_option
+from octavo.cli.output import emit_json, fields
+from octavo.core.errors import UnsupportedError, UserError
+
+if TYPE_CHECKING:
+    from octavo.compress.catalogue import Described
+    from octavo.evals.planned import Gain
+
+_GAINS = "method-gains.json"
+
+
+@click.command()
+@click.argument("term", required=False)
+@click.option("--measure", is_flag=True, help="Measure speed gained on this machine, and keep it.")
+@json_option
+def command(term: str | None, measure: bool, as_json: bool) -> None:
+    """List compression methods, or those that TERM names (awq, clipping, "weight clustering").
+
+    For each: whether it preserves the model's output, with the test that proves it, or approximates
+    it, with the KL divergence it was measured to cost; what it needs, quantizes and chooses how;
+    which kernel runs what it makes on this machine; and space saved against speed gained here.
+    """
+    if importlib.util.find_spec("torch") is None:
+        raise UnsupportedError("methods need torch: `pip install 'octavo[torch]'`")
+    from octavo.compress.catalogue import described, find, measured
+
+    chosen = find(term) if term else described()
+    if not chosen:
+        known = sorted({word for each in described() for word in (each.name, *each.synonyms)})
+        raise UserError(f"no method is known as {term!r}; known: {', '.join(known)}")
+    gains = _gains([each.format for each in chosen if each.format], measure)
+    record = measured()
+    rows = [_row(each, record, gains) for each in chosen]
+    if as_json:
+        about = {key: value for key, value in record.items() if key != "methods"}
+        emit_json({"methods": rows, "kl_measured": about})
+        return
+    click.echo("\n\n".join(_paragraph(row, record) for row in rows))
+
+
+def _row(
+    method: Described, record: Mapping[str, Any], gains: Mapping[str, Gain]
+) -> dict[str, object]:
+    from octavo.evals.planned import Planned, planned
+
+    plan = planned(method.format) if method.format else Planned("", "", "", 0.0, "no format")
+    gain = gains.get(method.format)
+    return {
+        **asdict(method),
+        "kl": record.get("methods", {}).get(method.name),
+        "kernel": plan.kernel,
+        "kernel_note": plan.fallback or plan.reason,
+        "bits": plan.bits,
+        "smaller_than_bf16": 16 / plan.bits if plan.bits else None,
+        "faster_than_bf16": gain.faster if gain else None,
+    }
+
+
+def _paragraph(row: Mapping[str, Any], record: Mapping[str, Any]) -> str:
+    kernel = row["kernel"] or "no native kernel"
+    note = f" ({row['kernel_note']})" if row["kernel_note"] else ""
+    lines = {
+        "output": f"{row['output']}, {_evidence(row, record)}",
+        "calibration data": row["data"],
+        "static or dynamic": row["moment"],
+        "quantizes": row["quantizes"],
+        "numbers are": row["choice"],
+        "kernel here": f"{kernel}{note}, {row['format']}",
+        "space and speed": _gain(row),
+        "also known as": ", ".join(row["synonyms"]) or "-",
+        "source": row["source"],
+    }
+    return f"{row['name']} ({row['kind']})\n{fields(lines)}"
+
+
+def _evidence(row: Mapping[str, Any], record: Mapping[str, Any]) -> str:
+    if row["proof"]:
+        return f"held by {row['proof']}"
+    kl = row["kl"]
+    if kl is None:
+        return "KL not measured yet (benchmarks/methods.py)"
+    return (
+        f"KL {kl['kl']:.4f} ({kl['low']:.4f} to {kl['high']:.4f}) as {kl['format']}, "
+        f"{kl['bits']:.2f} bits a weight ({record['model']}, {record['date']})"
+    )
+
+
+def _gain(row: Mapping[str, Any]) -> str:
+    if not row["bits"]:
+        return "-"
+    size = f"{row['smaller_than_bf16']:.2f} times smaller than bf16"
+    faster = row["faster_than_bf16"]
+    return f"{size}, " + (
+        f"decodes {faster:.2f} times as fast here" if faster else "speed: see --measure"
+    )
+
+
+def _gains(formats: Sequence[str], measure: bool) -> dict[str, Gain]:
+    """What was measured on this machine before, and now."""
+    from octavo.evals.planned import Gain, gains
+    from octavo.io.cache import cache_directory, cache_root
+    from octavo.io.mapping import replacing
+
+    path = cache_root() / "measured" / _GAINS
+    machine = _machine()
+    kept = _read(path).get(machine, {})
+    found = {name: Gain(**gain) for name, gain in kept.items()}
+    if not measure:
+        return found
+    wanted = list(dict.fromkeys(formats))
+    new = gains(wanted, lambda name: click.echo(f"measuring {name}", err=True))
+    found |= {gain.format: gain for gain in new}
+    content = {**_read(path), machine: {name: asdict(gain) for name, gain in found.items()}}
+    with replacing(cache_directory("measured") / _GAINS) as file:
+        file.write(json.dumps(content, indent=1).encode())
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _machine() -> str:
+    from octavo.backends.native.backend import resolve_isa
+    from octavo.core.hardware import probe
+
+    machine = probe()
+    return f"{machine.cpu}, {machine.threads} threads, {resolve_isa('')}"

@@ -1,0 +1,141 @@
+"""What a compression will take: memory before it begins, time once two blocks are done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+
+from octavo.compress.base import Needs
+from octavo.compress.plan import FIRST, Plan
+from octavo.core.errors import ResourceError
+from octavo.core.hardware import probe, process_memory
+from octavo.spec.decoder import DecoderSpec, LayerSpec, MoeMlp, Role
+from octavo.spec.graph import role_shape, roles, shared_inputs
+
+_FP32 = 4
+_REVISED_AFTER = 2  # blocks
+_TEMPORARY = 48 << 20  # of rounding, which goes through a weight in slices
+Progress = Callable[[str, int, int], None]
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """Bytes of the process at their peak while it compresses (measuring not counted), and seconds
+    of compressing: predicted, and as they came. None where nothing could be said."""
+
+    predicted_peak: int
+    peak: int | None = None
+    predicted_seconds: float | None = None
+    seconds: float | None = None
+
+
+def predicted_peak(plan: Plan, length: int) -> int:
+    """Bytes that compressing adds to the process, `length` being the tokens of a sequence."""
+    layers = range(len(plan.spec.layers))
+    blocks = max((_block(plan, layer, length) for layer in layers), default=0)
+    return max(blocks, _outside(plan, length)) + _TEMPORARY
+
+
+def check_memory(need: int) -> None:
+    """Raise ResourceError when more is needed than there is."""
+    available = probe().memory.available
+    if need > available:
+        raise ResourceError(
+            f"compressing needs {need / 1e9:.2f} GB, and {available / 1e9:.2f} GB are available; "
+            "use shorter sequences (--length), or a method without a Hessian (rtn, hqq)"
+        )
+
+
+class Watch:
+    """Times stages as they are finished, and says when all will be: a Progress around another."""
+
+    def __init__(
+        self, plan: Plan, length: int, inner: Progress | None = None, clock: Clock = time.monotonic
+    ) -> None:
+        self._inner, self._clock = inner, clock
+        self._before = process_memory().resident
+        self._need = predicted_peak(plan, length)
+        self._begin = self._last = clock()
+        self._stages: dict[str, float] = {}
+        self._predicted: float | None = None
+        self._seconds: float | None = None
+
+    @property
+    def need(self) -> int:
+        """Bytes that compressing will add."""
+        return self._need
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = self._clock()
+        self._stages[stage], self._last = now - self._last, now
+        self._seconds = now - self._begin
+        blocks = [taken for name, taken in self._stages.items() if name.isdigit()]
+        if stage.isdigit() and len(blocks) == _REVISED_AFTER:
+            left = total - done - 1  # the last stage is no block
+            later = max(blocks) if min(blocks) == 0 else sum(blocks) / len(blocks)
+            self._predicted = self._seconds + left * later + self._stages.get(FIRST, 0.0)
+        if self._inner:
+            self._inner(self._words(stage), done, total)
+
+    def _words(self, stage: str) -> str:
+        if self._predicted is None or self._seconds is None:
+            return stage
+        return f"{stage}, {max(0.0, self._predicted - self._seconds):.0f} s left"
+
+    def forecast(self) -> Forecast:
+        """Of what was watched; call it when the last stage is done."""
+        peak = process_memory().peak
+        return Forecast(self._before + self._need, peak, self._predicted, self._seconds)
+
+
+def _outside(plan: Plan, length: int) -> int:
+    """The embedding or head: read, encoded, decoded, and compared."""
+    spec, most = plan.spec, 0
+    for role in roles(spec):
+        if role.layer is None and len(role_shape(spec, role)) == 2:
+            values = _FP32 * prod(role_shape(spec, role))
+            copies = 4.25 if role in plan.steps else 2.25
+            extra = _encoding(plan, role) if plan.needs(role) else 0
+            most = max(most, int(copies * values) + extra)
+    return most
+
+
+def _block(plan: Plan, layer: int, length: int) -> int:
+    spec = plan.spec
+    mine = [role for role in roles(spec) if role.layer == layer]
+    weights = _FP32 * sum(prod(role_shape(spec, role)) for role in mine)
+    statistics = sum(_statistics(plan, group, length) for group in shared_inputs(spec, layer))
+    encoding = max((_encoding(plan, role) for role in mine), default=0)
+    running = _sequence(spec, spec.layers[layer], length) if plan.gathers else 0
+    copies = 3 if plan.transforms else 2
+    return copies * weights + 2 * statistics + max(encoding, running)
+
+
+def _statistics(plan: Plan, group: tuple[Role, ...], length: int) -> int:
+    needs, width = Needs.NOTHING, role_shape(plan.spec, group[0])[-1]
+    for role in group:
+        needs |= plan.needs(role)
+    hessian = _FP32 * width * width if Needs.HESSIAN in needs else 0
+    samples = _FP32 * max(length, 4096) * width if Needs.SAMPLES in needs else 0
+    return hessian + samples
+
+
+def _encoding(plan: Plan, role: Role) -> int:
+    """One matrix being encoded: working copies, and factors of its Hessian."""
+    if role not in plan.steps:
+        return 0
+    shape = role_shape(plan.spec, role)
+    factors = 4 * shape[-1] * shape[-1] if Needs.HESSIAN in plan.needs(role) else 0
+    return _FP32 * (4 * prod(shape) + factors)
+
+
+def _sequence(spec: DecoderSpec, layer: LayerSpec, length: int) -> int:
+    """One sequence on its way through a block: scores of all heads, and rows of the MLP."""
+    attention, mlp = layer.attention, layer.mlp
+    scores = 2 * _FP32 * attention.heads * length * length + 10 * length * length
+    wide = mlp.intermediate * (mlp.top_k if isinstance(mlp, MoeMlp) else 1)
+    rows = _FP32 * length * (4 * spec.hidden + 3 * attention.heads * attention.head_dim)
+    return rows + max(scores, 4 * _FP32 * length * wide)

@@ -1,0 +1,77 @@
+"""Forecasts: memory from shapes and statistics, time from the first two blocks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from octavo.compress import forecast
+from octavo.compress.forecast import Watch, check_memory, predicted_peak
+from octavo.compress.job import compress
+from octavo.compress.plan import Plan, plan
+from octavo.compress.recipe import Recipe, Step, from_flags
+from octavo.core.errors import ResourceError
+from octavo.core.hardware import probe
+from octavo.io.checkpoint import open_model
+from support.small_models import material, small_model
+
+
+def planned(tmp_path: Path, recipe: Recipe) -> Plan:
+    with open_model(small_model("llama", tmp_path)) as model:
+        return plan(recipe, model.spec)
+
+
+def test_what_a_hessian_and_a_longer_sequence_add(tmp_path: Path) -> None:
+    rtn = planned(tmp_path / "a", from_flags("rtn", "int4_g32"))
+    gptq = planned(tmp_path / "b", from_flags("gptq", "int4_g32"))
+    assert predicted_peak(rtn, 0) == predicted_peak(rtn, 4096)  # no tokens run
+    short, long = predicted_peak(gptq, 2048), predicted_peak(gptq, 4096)
+    heads = gptq.spec.layers[0].attention.heads
+    assert long - short >= 2 * 4 * heads * (4096**2 - 2048**2)  # scores, twice
+    assert predicted_peak(gptq, 2048) > predicted_peak(rtn, 2048)
+
+
+def test_time_is_revised_after_two_blocks(tmp_path: Path) -> None:
+    made = planned(tmp_path, from_flags("gptq", "int4_g32"))
+    deep = replace(made.spec, layers=made.spec.layers * 5)
+    ticks = iter([0.0, 2.0, 5.0, 9.0, 12.0, 16.0])
+    said: list[str] = []
+    watch = Watch(
+        replace(made, spec=deep), 16, lambda stage, done, total: said.append(stage),
+        clock=lambda: next(ticks),
+    )  # fmt: skip
+    for done, stage in enumerate(["first", "0", "1", "2"], 1):
+        watch(stage, done, 12)
+    # 9 s for first, 0 and 1; 8 blocks of (3 + 4) / 2 s and a last stage like the first are left
+    assert watch.forecast().predicted_seconds == 9 + 8 * 3.5 + 2
+    assert watch.forecast().seconds == 12
+    assert said == ["first", "0", "1, 30 s left", "2, 27 s left"]
+
+
+def test_too_little_memory_is_refused_before_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = probe()
+    tight = replace(machine, memory=replace(machine.memory, available=1 << 20))
+    monkeypatch.setattr(forecast, "probe", lambda: tight)
+    with pytest.raises(ResourceError, match=r"compressing needs 0\.\d+ GB.*--length"):
+        compress(
+            small_model("llama", tmp_path / "m"), Recipe((Step("rtn", "int4_g32"),)),
+            tmp_path / "out", material(0),
+        )  # fmt: skip
+    assert not (tmp_path / "out").exists()
+    check_memory(0)
+
+
+def test_a_run_says_what_came(tmp_path: Path) -> None:
+    result = compress(
+        small_model("llama", tmp_path / "m"), from_flags("rtn", "int4_g32"), tmp_path / "out",
+        material(0),
+    )  # fmt: skip
+    assert result.forecast.peak is not None
+    assert result.forecast.seconds is not None
+    assert result.forecast.seconds > 0
+    assert result.forecast.predicted_seconds is not None
+    assert "seconds" not in (tmp_path / "out" / "octavo.json").read_text()
