@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from octavo.backends.base import KvFormat
 from octavo.compress.base import TrainTask
 from octavo.compress.facts import Facts
 from octavo.core.errors import ConfigError, FormatError, UserError
@@ -43,6 +44,8 @@ class Qat:
     patience         held-out losses (taken 10 times in a run) without a new best that end it early;
                      the best weights are kept. 0: keep the last
     precision        "fp32" or "bf16"
+    activations      what training rounds inputs to: "auto" as the weights' kernels do, "a32" not
+    kv_format        what it rounds keys and values to
     """
 
     needs_tokens: ClassVar[bool] = True
@@ -60,12 +63,19 @@ class Qat:
     learn_steps: bool = True
     patience: int = 2
     precision: Literal["fp32", "bf16"] = "fp32"
+    activations: Literal["auto", "a32"] = "auto"
+    kv_format: KvFormat = "bf16"
 
     def __post_init__(self) -> None:
         if self.loss not in ("kl", "labels"):
             raise ConfigError(f"qat: loss is {self.loss!r}; give kl or labels")
         if type(self.context) is not int or self.context < 2:
             raise ConfigError(f"qat: context is {self.context!r}; give at least 2")
+        if self.activations not in ("auto", "a32"):
+            raise ConfigError(f"qat: activations is {self.activations!r}; give auto or a32")
+        if self.kv_format not in get_args(KvFormat):
+            known = ", ".join(get_args(KvFormat))
+            raise ConfigError(f"qat: kv_format is {self.kv_format!r}; give one of {known}")
         self._config(0)
 
     def train(self, task: TrainTask) -> Mapping[Role, QuantizedTensor | Tensor]:
@@ -99,9 +109,8 @@ class Qat:
         encodings = {role: encoded.load() for role, encoded in task.encoded.items()}
         anchors = {role: t for role, t in encodings.items() if not t.format.plain and _linear(t)}
         formats = {**dict.fromkeys(masters, FP32), **{r: t.format for r, t in encodings.items()}}
-        student = QatModel(
-            task.spec, masters, formats, ReferenceOptions(), self.learn_steps, anchors=anchors
-        )
+        served = ReferenceOptions(activations=self.activations, kv_format=self.kv_format)
+        student = QatModel(task.spec, masters, formats, served, self.learn_steps, anchors=anchors)
         masks = {role: e.mask for role, e in task.encoded.items() if e.mask is not None}
         student.keep_zeros(masks)
         student.freeze(student.coded - task.encoded.keys())
