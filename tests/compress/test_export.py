@@ -79,19 +79,33 @@ def test_their_own_decompressor_has_our_values_in_the_scales_type(
     assert torch.equal(found.float(), ours.to(found.dtype).float())
 
 
-def test_transformers_loads_and_computes_what_the_dequantized_model_does(tmp_path: Path) -> None:
+LOADED = [
+    "int4_g32", "int4_g32_sbf16", "int8_channel", "int3_g32", "fp8_e4m3_channel_sfp32",
+    "fp8_e4m3_tensor_sfp32",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [*((name, None) for name in LOADED), ("int4_g32_sfp32", {"dequantize": True})],
+)
+@pytest.mark.parametrize("family", ["qwen2", "llama"])  # with a tied head, and without
+def test_transformers_loads_and_computes_what_the_dequantized_model_does(
+    family: str, name: str, options: dict[str, bool] | None, tmp_path: Path
+) -> None:
     pytest.importorskip("compressed_tensors")
     pytest.importorskip("accelerate")
     transformers = pytest.importorskip("transformers")
-    source = artifact(tmp_path, "int4_g32_sfp32", "qwen2")
+    source = artifact(tmp_path, name, family)
     export_compressed_tensors(source, tmp_path / "ct")
     export_hf(source, tmp_path / "hf")
     ids = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
     logits = []
-    for name, options in (("ct", {"dequantize": True}), ("hf", None)):
-        given = options and transformers.CompressedTensorsConfig(**options)
-        model = transformers.Qwen2ForCausalLM.from_pretrained(
-            tmp_path / name, dtype=torch.float32, quantization_config=given
+    for path, given in (("ct", options), ("hf", None)):
+        config = given and transformers.CompressedTensorsConfig(**given)
+        kind = {"qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}[family]
+        model = getattr(transformers, kind).from_pretrained(
+            tmp_path / path, dtype=torch.float32, quantization_config=config
         )
         logits.append(model(ids).logits.detach())
     torch.testing.assert_close(logits[0], logits[1], rtol=0, atol=0)
