@@ -71,7 +71,7 @@ def test_a_model_that_asks_for_nothing_runs_as_before(tmp_path: Path) -> None:
     assert not any("compressed for" in note for note in receipt.notes)
 
 
-@pytest.mark.parametrize("scheme", ["a8_token", "a8_tensor", "a8_static"])
+@pytest.mark.parametrize("scheme", ["a8_token", "a8_tensor", "a8_static", "llm_int8"])
 def test_what_no_kernel_has_runs_on_the_reference_and_says_so(scheme: str, tmp_path: Path) -> None:
     out = made(tmp_path, replace(INT8, activations=scheme, kv="fp8_e4m3"))
     receipt = loaded(out).receipt()
@@ -81,6 +81,22 @@ def test_what_no_kernel_has_runs_on_the_reference_and_says_so(scheme: str, tmp_p
     assert any("not batch-invariant" in note for note in receipt.notes) == (scheme == "a8_tensor")
     with pytest.raises(UnsupportedError, match="strict"):
         loaded(out, RuntimeConfig(context=32, strict=True))
+
+
+def test_outliers_are_counted_and_many_are_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = made(tmp_path, replace(INT8, activations="llm_int8"))
+    executor = loaded(out)
+    assert not any("llm_int8:" in note for note in executor.receipt().notes)  # nothing ran yet
+    text = material().tokens
+    assert text is not None
+    executor.decoder.logits(text[0].tolist())  # type: ignore[attr-defined]
+    [note] = [note for note in executor.receipt().notes if "llm_int8:" in note]
+    assert "% of inputs exceeded 6" in note
+    monkeypatch.setattr("octavo.backends.reference.decoder.OUTLIER", 0.5)
+    executor.decoder.logits(text[0].tolist())  # type: ignore[attr-defined]
+    assert any("more than 1%" in note for note in executor.receipt().notes)
 
 
 def test_static_scales_are_the_largest_calibration_inputs(tmp_path: Path) -> None:

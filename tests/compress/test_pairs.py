@@ -29,7 +29,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "awq_salient": {"format": "int4_g32"},
     "awq": {"points": 4},
 }
-SCHEMES: tuple[ActivationFormat, ...] = ("auto", "a8", "a16", "a8a16", "abf16", "a32")
+SCHEMES: tuple[ActivationFormat, ...] = ("auto", "a8", "a16", "a8a16", "abf16", "a32", "llm_int8")
 
 
 def names(kind: str) -> list[str]:
@@ -76,7 +76,7 @@ def test_all_go_together(preparation: str, transform: str, encoder: str, tmp_pat
 
 
 def taken(scheme: ActivationFormat, weight: NumberFormat) -> bool:
-    if scheme == "a8":
+    if scheme in ("a8", "llm_int8"):
         return takes_a8(weight)
     return takes_a16(weight) if "a16" in scheme else True
 

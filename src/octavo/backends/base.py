@@ -26,11 +26,21 @@ F32 = npt.NDArray[np.float32]
 # "auto": what the artifact was compressed for, else bf16; settled when a model is loaded.
 KvFormat = Literal["auto", "bf16", "fp32", "fp16", "int8", "int4", "fp8_e4m3", "fp8_e5m2"]
 # a8_token, a8_tensor, a8_static: int8 with one scale per token, per step (what else is in the batch
-# changes it), or fixed when the artifact was made. See `octavo.formats.activations`.
+# changes it), or fixed when the artifact was made; llm_int8: per token, outliers exact. See
+# `octavo.formats.activations`.
 ActivationFormat = Literal[
-    "auto", "a8", "a16", "a8a16", "abf16", "a32", "a8_token", "a8_tensor", "a8_static"
+    "auto",
+    "a8",
+    "a16",
+    "a8a16",
+    "abf16",
+    "a32",
+    "a8_token",
+    "a8_tensor",
+    "a8_static",
+    "llm_int8",
 ]
-REFERENCE_ONLY = ("a8_token", "a8_tensor", "a8_static", "fp8_e4m3", "fp8_e5m2")
+REFERENCE_ONLY = ("a8_token", "a8_tensor", "a8_static", "llm_int8", "fp8_e4m3", "fp8_e5m2")
 
 # What StepBatch.mask_state says of a sequence's row of `mask`.
 MASK_NONE = 0  # any token may be sampled

@@ -26,6 +26,7 @@ MAX_CONTEXT = 1 << 24
 KV_FORMATS = ("auto", "bf16", "fp32", "fp16", "int8", "int4", "fp8_e4m3", "fp8_e5m2")
 ACTIVATIONS = (
     "auto", "a8", "a16", "a8a16", "abf16", "a32", "a8_token", "a8_tensor", "a8_static",
+    "llm_int8",
 )  # fmt: skip
 MAX_THREADS = 1024
 

@@ -76,6 +76,22 @@ def fake_quantize_int8(x: Array, amax: Array, xp: Any) -> Array:
     return xp.clip(xp.round(x * inverse), -127.0, 127.0) * scale
 
 
+OUTLIER = 6.0  # LLM.int8()'s threshold (arXiv 2208.07339, section 3.2)
+
+
+def fake_quantize_llm_int8(x: Array, xp: Any, threshold: float = OUTLIER) -> Array:
+    """float32 [..., k]: LLM.int8()'s mixed decomposition (arXiv 2208.07339, eq. 8), row by row.
+
+    Inputs beyond the threshold stay as they are; the rest is int8 with one scale per row, taken
+    without them. The authors choose whole columns, by any row of the batch: then a text's numbers
+    depend on its neighbours. Nothing is calibrated. Threshold 0 keeps all, infinity none.
+    """
+    outlier = xp.abs(x) > threshold
+    rest = xp.where(outlier, xp.zeros_like(x), x)
+    amax = xp.amax(xp.abs(rest), axis=-1, keepdims=True)
+    return xp.where(outlier, x, fake_quantize_int8(rest, amax, xp))
+
+
 def fake_quantize_a8(x: Array, group: int, xp: Any) -> Array:
     """float32 [..., k]: fl(scale * q), the values that an a8 product sees in place of x."""
     return _values(x, *quantize_a8(x, group, xp), xp)

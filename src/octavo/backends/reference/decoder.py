@@ -17,6 +17,7 @@ from octavo.backends.reference.kv import DenseKv, KvStore
 from octavo.backends.reference.options import ActivationRule, ReferenceOptions
 from octavo.backends.reference.rounding import round_activations
 from octavo.backends.reference.weights import Formats, Weights, activation_rules, load_weights
+from octavo.formats.activations import OUTLIER
 from octavo.io.weights import WeightSource
 from octavo.spec.decoder import DecoderSpec, MoeMlp, Part, Role, RopeSpec
 from octavo.spec.graph import head_role
@@ -37,6 +38,7 @@ class ReferenceDecoder:
         self.options = options
         self.rules = activation_rules(spec, formats, options)
         self.context = options.context or spec.max_positions
+        self.inputs_seen, self.outliers_seen = 0, 0  # of linear layers that run as llm_int8
 
     @classmethod
     def load(
@@ -155,6 +157,9 @@ class ReferenceDecoder:
 
     def _linear(self, x: torch.Tensor, role: Role, bias: Role | None = None) -> torch.Tensor:
         rule: ActivationRule = self.rules[role]
+        if rule.kind == "llm_int8":
+            self.inputs_seen += x.numel()
+            self.outliers_seen += int((x.abs() > OUTLIER).sum())
         return F.linear(
             round_activations(x, rule),
             self.weights[role],

@@ -33,12 +33,14 @@ from octavo.backends.reference.results import check_greedy, fill
 from octavo.backends.reference.weights import Formats, load_weights
 from octavo.backends.served import kv_reasons, settled
 from octavo.core.errors import UnsupportedError
+from octavo.formats.activations import OUTLIER
 from octavo.formats.kv import kv_head_bytes
 from octavo.io.served import served_by
 from octavo.io.weights import WeightSource
 from octavo.spec.decoder import DecoderSpec, Role
 from octavo.spec.graph import kv_groups, linear_roles, roles
 
+_MANY_OUTLIERS = 0.01
 KV_BYTES = 2**30  # what a context of 0 may take for keys and values
 _VARIANT = "a8_tensor: not batch-invariant, one scale for all rows of a step"
 _NOTE = "rounding depends on the batch's shape: equal to rounding, not bit for bit"
@@ -133,7 +135,7 @@ class ReferenceExecutor:
             packed_bytes=sum(w.nbytes for w in self.decoder.weights.values()),
             kernels=kernels,
             requantized=self.config.format != "source",
-            notes=(_NOTE, *self._notes),
+            notes=(_NOTE, *self._notes, *self._outlier_notes()),
             kv_bytes_per_token=sum(self.layout.block_bytes) // self.layout.block_size,
         )
 
@@ -151,6 +153,17 @@ class ReferenceExecutor:
             activations=str(rule),
             bytes_per_token=weight.nbytes,
         )
+
+    def _outlier_notes(self) -> tuple[str, ...]:
+        """What LLM.int8() kept out of its integers so far."""
+        seen, found = self.decoder.inputs_seen, self.decoder.outliers_seen
+        if not seen:
+            return ()
+        share = found / seen
+        note = f"llm_int8: {share:.3%} of inputs exceeded {OUTLIER:g} and were not rounded"
+        if share <= _MANY_OUTLIERS:
+            return (note,)
+        return (note, f"llm_int8: more than {_MANY_OUTLIERS:.0%}: integers save little here")
 
     def _norm_bytes(self) -> int:
         weights = self.decoder.weights

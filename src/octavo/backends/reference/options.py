@@ -65,7 +65,9 @@ class ReferenceOptions:
 class ActivationRule:
     """What happens to the input of one linear layer; `group` inputs share an integer scale."""
 
-    kind: Literal["a32", "a8", "a16", "a8a16", "abf16", "a8_token", "a8_tensor", "a8_static"]
+    kind: Literal[
+        "a32", "a8", "a16", "a8a16", "abf16", "a8_token", "a8_tensor", "a8_static", "llm_int8"
+    ]
     group: int = 0
     ratio: float = WIDE_RATIO  # a8a16
     peak: float = 0.0  # a8_static: the input that becomes 127
@@ -98,7 +100,7 @@ def activation_rule(
             f"{asked} multiplies integers{codebooks}, and a weight is {weight}; "
             "use activations auto or abf16, or an integer format"
         )
-    if asked in ("a8_token", "a8_tensor", "a8_static"):
+    if asked in ("a8_token", "a8_tensor", "a8_static", "llm_int8"):
         return ActivationRule(asked)
     size = weight.granularity.size if isinstance(weight.granularity, PerGroup) else inputs
     return ActivationRule(asked, a8_group_for(size, padded_width(inputs)), ratio)

@@ -12,6 +12,7 @@ from octavo.formats.activations import (
     fake_quantize_a8a16,
     fake_quantize_a16,
     fake_quantize_int8,
+    fake_quantize_llm_int8,
 )
 from octavo.formats.floats import largest, round_float
 from octavo.formats.kv import fake_quantize_kv
@@ -37,6 +38,8 @@ def round_activations(x: torch.Tensor, rule: ActivationRule) -> torch.Tensor:
         rounded = fake_quantize_a16(x.detach(), rule.group, torch)
     elif rule.kind in ("a8_token", "a8_tensor", "a8_static"):
         rounded = _int8(x.detach().float(), rule)
+    elif rule.kind == "llm_int8":
+        rounded = fake_quantize_llm_int8(x.detach().float(), torch)
     else:
         rounded = fake_quantize_a8a16(x.detach(), rule.group, rule.ratio, torch)
     return straight_through(x, rounded.to(x.dtype))
