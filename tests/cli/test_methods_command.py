@@ -38,6 +38,7 @@ def test_data_follows_from_what_a_method_needs() -> None:
     data = {row.name: row.data for row in described()}
     assert data["rtn"] == data["hqq"] == "none"
     assert data["gptq"] == "Hessian of the inputs"
+    assert data["autoround"] == "inputs of whole blocks"
     assert data["awq"] == "mean |input|, samples of the inputs"
 
 

@@ -71,17 +71,18 @@ def _describe(name: str) -> Described:
     if not isinstance(facts, Facts):
         facts = None
     static, unsaid = "static: chosen once, when the model is compressed", "not declared"
+    data = _data(method, row.blocks)
     if facts is None:
-        return Described(
-            name, row.kind, unsaid, "", _data(method), static, unsaid, unsaid, "", (), unsaid
-        )
+        return Described(name, row.kind, unsaid, "", data, static, unsaid, unsaid, "", (), unsaid)
     return Described(
-        name, row.kind, facts.output, facts.proof, _data(method), static, facts.quantizes,
-        facts.choice, facts.format, facts.synonyms, facts.source,
+        name, row.kind, facts.output, facts.proof, data, static, facts.quantizes, facts.choice,
+        facts.format, facts.synonyms, facts.source,
     )  # fmt: skip
 
 
-def _data(method: type) -> str:
+def _data(method: type, blocks: bool) -> str:
+    if blocks:
+        return "inputs of whole blocks"
     built: Any = method()
     if getattr(built, "needs_tokens", False):
         return "calibration tokens"

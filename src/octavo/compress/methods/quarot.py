@@ -14,12 +14,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from octavo.compress.facts import Facts
 from octavo.compress.methods.hadamard import random_rotation
 from octavo.core.errors import ConfigError, UnsupportedError
 from octavo.formats.number_format import FP32, NumberFormat
@@ -53,6 +55,13 @@ class QuaRot:
     heads     R2.
     seed      of the signs.
     """
+
+    facts: ClassVar[Facts] = Facts(
+        output="preserved", quantizes="nothing by itself", choice="closed form",
+        format="int4_g64", source="arXiv 2404.00456",
+        synonyms=("hadamard", "rotation", "incoherence", "outliers"),
+        proof="tests/compress/methods/test_quarot.py",
+    )  # fmt: skip
 
     residual: bool = True
     heads: bool = True
