@@ -35,6 +35,7 @@ COMMANDS = MappingProxyType(
         "eval": ("octavo.cli.eval", "Measure what compression cost: KL divergence, perplexity."),
         "compress": ("octavo.cli.compress", "Make a model smaller, and measure what that cost."),
         "methods": ("octavo.cli.methods", "Say what each compression method does and costs."),
+        "distill": ("octavo.cli.distill", "Train a smaller student on what a model predicts."),
         "vocab": ("octavo.cli.vocab", "Make a vocabulary cheaper: thin, trimmed, with phrases."),
         "shrink": ("octavo.cli.shrink", "Keep the layers, heads and channels that matter most."),
         "export": ("octavo.cli.export", "Write a model for other engines."),
