@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
-from octavo.backends.base import ActivationFormat, RuntimeConfig
+from octavo.backends.base import ActivationFormat, Executor, RuntimeConfig
 from octavo.compress.job import CODE, Material, compress, read_material
 from octavo.compress.quality import HeldOut, windows_of
 from octavo.compress.recipe import Calibration, from_flags
@@ -110,28 +110,30 @@ def _row(
 ) -> Row:
     scheme, weights, activations, scales = case
     config = RuntimeConfig(context=CONTEXT, max_seqs=1, activations=activations)
-    with closing(_scorer(artifact, config)) as ours:
+    executor = _executor(artifact, config)
+    with closing(ExecutorScorer(executor, "")) as ours:
         found = []
         for text in texts:
-            with closing(_scorer(source, RuntimeConfig(context=CONTEXT, max_seqs=1))) as base:
+            plain = _executor(source, RuntimeConfig(context=CONTEXT, max_seqs=1))
+            with closing(ExecutorScorer(plain, "")) as base:
                 kl = divergence(ours, base, windows_of(text, CONTEXT)).kl_mean
                 found.append((kl.value, kl.low, kl.high))
-        backend = ours.executor.receipt().backend
+        backend = executor.receipt().backend
     speed = None if only_reference(config) else _speed(source, artifact, config)
     return Row(scheme, weights, activations, scales, backend, found[0], found[1], speed)
 
 
-def _scorer(path: Path, config: RuntimeConfig) -> ExecutorScorer:
+def _executor(path: Path, config: RuntimeConfig) -> Executor:
     with open_model(path) as model:
-        return ExecutorScorer(load_executor(model.spec, model.source, config), "")
+        return load_executor(model.spec, model.source, config)
 
 
 def _speed(source: Path, artifact: Path, config: RuntimeConfig) -> float:
     """Decoding speed over that of bf16."""
     plain = replace(config, activations="auto", format="bf16")
     test = SpeedTest(generate=16)
-    with closing(_scorer(source, plain)) as base, closing(_scorer(artifact, config)) as ours:
-        pair = SingleSequence(base.executor), SingleSequence(ours.executor)
+    with closing(_executor(source, plain)) as base, closing(_executor(artifact, config)) as ours:
+        pair = SingleSequence(base), SingleSequence(ours)
         ratios = []
         for _ in range(ROUNDS):
             before, after = (run(each, test, [1, 2], perf_counter).seconds for each in pair)
