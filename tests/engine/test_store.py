@@ -209,6 +209,7 @@ def test_a_full_pool_computes_what_it_cannot_fetch(tmp_path):
     for _ in range(15):
         engine.step()
     request = engine.submit(Request("b", PROMPT, SamplingParams(max_tokens=3, ignore_eos=True)))
+    engine._waits.sleep()  # until it is read: the pool is still full then
     outputs = []
     while engine.has_work():
         outputs += engine.step()
