@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import octavo.api
+from octavo.backends.base import Receipt
 from octavo.cli.chat import _streamed, command
 from octavo.core.errors import RequestError
 from octavo.engine.request import SamplingParams
@@ -38,6 +39,10 @@ class FakeLLM:
     params: SamplingParams | None = None
     closed: int = 0
     model_closed: bool = False
+
+    def receipt(self) -> Receipt:
+        notes = ("context 8192 of 32768", "WARNING: KV int4 collapses this model")
+        return Receipt("fake", "python", 1, "int4", 0, 0, (), requantized=False, notes=notes)
 
     def close(self) -> None:
         self.model_closed = True
@@ -98,6 +103,7 @@ def test_turns_build_on_each_other(models: list[FakeLLM]) -> None:
     result = talk("one", "", "two")
     assert result.exit_code == 0
     assert result.stdout == "answer 1é\nanswer 3é\n"
+    assert result.stderr.startswith("WARNING: KV int4 collapses this model\n")
     assert contents(models[0].asked[1]) == ["user: one", "assistant: answer 1é", "user: two"]
 
 

@@ -23,6 +23,13 @@ def test_table_is_llama_benchs_markdown() -> None:
     ]
 
 
+def test_only_warnings_are_shown_unasked(capsys: pytest.CaptureFixture[str]) -> None:
+    output.warn(["context 8192 of 32768", "WARNING: KV int4 collapses this model"])
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err == "WARNING: KV int4 collapses this model\n"
+
+
 @pytest.mark.parametrize(
     ("size", "text"),
     [(0, "0 B"), (1023, "1023 B"), (75_831_296, "72.32 MiB"), (3 << 30, "3.00 GiB")],

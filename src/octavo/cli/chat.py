@@ -24,6 +24,7 @@ from octavo.cli.options import (
     sampling_options,
     sampling_params,
 )
+from octavo.cli.output import warn
 from octavo.cli.prefix import keep_prefix, prefix_option, read_prefix, store_directory
 from octavo.core.errors import RequestError
 
@@ -121,6 +122,7 @@ def command(model: str, system: str | None, prefix_file: Path | None, as_json: b
         system = "\n\n".join(filter(None, (system, read_prefix(prefix_file))))
     loaded = LLM(model, format=config.format, config=config, prefix_store=store)
     with closing(cast(_Model, loaded)) as llm:
+        warn(loaded.receipt().notes)
         if prefix_file is not None:
             keep_prefix(
                 loaded, prefix_file, lambda said: _rendered(loaded, str(system), said), "chat"

@@ -98,6 +98,13 @@ def requantized_line(formats: Iterable[str]) -> str:
     return f"requantized, quality not measured ({names}; the reference is the file as it is)"
 
 
+def warn(notes: Iterable[str]) -> None:
+    """Those of a receipt's notes that nobody may miss, to the error stream."""
+    for note in notes:
+        if note.startswith("WARNING"):
+            click.echo(note, err=True)
+
+
 def unread_line(keys: Sequence[str]) -> str:
     """Keys of a config that nothing reads. They come from an untrusted file: none may steer the
     terminal."""

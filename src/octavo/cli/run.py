@@ -19,7 +19,7 @@ from octavo.cli.options import (
     sampling_options,
     sampling_params,
 )
-from octavo.cli.output import emit_json, requantized_line, summary_line, unread_line
+from octavo.cli.output import emit_json, requantized_line, summary_line, unread_line, warn
 from octavo.cli.prefix import keep_prefix, prefix_option, read_prefix, store_directory
 from octavo.core.errors import UserError
 
@@ -55,6 +55,7 @@ def command(model: str, prompt: str, prefix_file: Path | None, raw: bool, as_jso
     store = None if prefix_file is None else store_directory()
     with LLM(model, format=config.format, config=config, prefix_store=store) as llm:
         receipt = llm.receipt()
+        warn(receipt.notes)
         if receipt.requantized and not as_json:
             click.echo(requantized_line(use.format for use in receipt.kernels))
         if prefix_file is not None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from octavo.cli.options import MAX_CONTEXT, Decorator, json_option, runtime_config, runtime_options
-from octavo.cli.output import emit_json
+from octavo.cli.output import emit_json, warn
 from octavo.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ def _config() -> RuntimeConfig:
 def _announce(listener: socket.socket, served: ServedModel, as_json: bool) -> None:
     host, port = listener.getsockname()[:2]
     receipt, limits = served.ready.receipt, served.ready.limits
+    warn(receipt.notes)
     if as_json:  # at once: whoever starts a server waits for this line
         url = f"http://{host}:{port}/v1"
         emit_json({"url": url, "model": served.name, "limits": limits, "receipt": receipt})
