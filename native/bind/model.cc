@@ -97,7 +97,9 @@ void bind_weight(nb::module_& m) {
       .value("BYTE", Code::kByte)
       .value("F16", Code::kF16)
       .value("BF16", Code::kBf16)
-      .value("F32", Code::kF32);
+      .value("F32", Code::kF32)
+      .value("SPARSE_NIBBLE", Code::kSparseNibble)
+      .value("SPARSE_BYTE", Code::kSparseByte);
   nb::enum_<Act>(m, "Act")
       .value("A8", Act::kA8)
       .value("A16", Act::kA16)

@@ -97,10 +97,17 @@ const KernelTable& table_of(const std::string& isa) {
 }
 
 Code code_of(const std::string& name) {
-  constexpr std::pair<const char*, Code> kNames[] = {
-      {"two", Code::kTwo},   {"three", Code::kThree}, {"nibble", Code::kNibble},
-      {"five", Code::kFive}, {"six", Code::kSix},     {"byte", Code::kByte},
-      {"f16", Code::kF16},   {"bf16", Code::kBf16},   {"f32", Code::kF32}};
+  constexpr std::pair<const char*, Code> kNames[] = {{"two", Code::kTwo},
+                                                     {"three", Code::kThree},
+                                                     {"nibble", Code::kNibble},
+                                                     {"five", Code::kFive},
+                                                     {"six", Code::kSix},
+                                                     {"byte", Code::kByte},
+                                                     {"f16", Code::kF16},
+                                                     {"bf16", Code::kBf16},
+                                                     {"f32", Code::kF32},
+                                                     {"sparse_nibble", Code::kSparseNibble},
+                                                     {"sparse_byte", Code::kSparseByte}};
   for (const auto& [known, code] : kNames) {
     if (name == known) return code;
   }

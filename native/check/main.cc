@@ -116,6 +116,20 @@ std::vector<uint8_t> random_bytes(Random& random, int n, int most) {
   return bytes;
 }
 
+// Two of every four codes of a row become the zero of sparse codes.
+void thin_out(Random& random, const PackPlan& plan, std::vector<uint8_t>* codes) {
+  for (int row = 0; row < plan.n; ++row) {
+    for (int k = 0; k < plan.k; k += 4) {
+      const int first = between(random, 0, 3), second = first ^ between(random, 1, 3);
+      for (const int c : {first, second}) {
+        if (k + c >= plan.k) continue;
+        const size_t at = static_cast<size_t>(row * plan.k + k + c);
+        (*codes)[at] = static_cast<uint8_t>(sparse_zero(plan.code));
+      }
+    }
+  }
+}
+
 void fill_codes(Random& random, Weights* w) {
   const PackPlan& plan = w->plan;
   AffineRows rows;
@@ -125,6 +139,7 @@ void fill_codes(Random& random, Weights* w) {
   const int groups = plan.group >= plan.k ? 1 : plan.k / plan.group, top = code_bits(plan.code);
   for (int i = 0; i < plan.n * plan.k; ++i)
     rows.codes.push_back(static_cast<uint8_t>(between(random, 0, (1 << top) - 1)));
+  if (is_sparse(plan.code)) thin_out(random, plan, &rows.codes);
   const int supers = two_level(plan) ? (plan.k + plan.super_group - 1) / plan.super_group : groups;
   const int most = plan.scaling == Scaling::kSub4 ? 15 : plan.scaling == Scaling::kSub6 ? 63 : 255;
   rows.scales = floats(random, plan.n * supers, 0.01F);

@@ -10,7 +10,20 @@ constexpr int kLanes = 16;  // output rows of a panel = lanes of a 512-bit regis
 constexpr int kUnit = 32;   // inputs of a unit: K is padded with zeros to a multiple of it
 
 // How codes lie, by their bits: 2, 3, 4, 5, 6, 8; kF16, kBf16 and kF32 hold values, not codes.
-enum class Code : uint8_t { kTwo, kThree, kNibble, kFive, kSix, kByte, kF16, kBf16, kF32 };
+// kSparse*: codes of 4 or 8 bits of which at most two in every aligned four aren't 8 or 128.
+enum class Code : uint8_t {
+  kTwo,
+  kThree,
+  kNibble,
+  kFive,
+  kSix,
+  kByte,
+  kF16,
+  kBf16,
+  kF32,
+  kSparseNibble,
+  kSparseByte
+};
 enum class Act : uint8_t { kA8, kBf16, kF32, kA16, kA8A16 };  // a8, abf16, a32, a16, a8a16
 
 // Bits of a code, or of a value.
@@ -21,12 +34,14 @@ static inline constexpr int code_bits(Code code) {
     case Code::kThree:
       return 3;
     case Code::kNibble:
+    case Code::kSparseNibble:
       return 4;
     case Code::kFive:
       return 5;
     case Code::kSix:
       return 6;
     case Code::kByte:
+    case Code::kSparseByte:
       return 8;
     case Code::kF16:
     case Code::kBf16:
@@ -37,8 +52,16 @@ static inline constexpr int code_bits(Code code) {
   return 32;
 }
 static inline constexpr bool has_codes(Code code) { return code_bits(code) <= 8; }
+static inline constexpr bool is_sparse(Code code) {
+  return code == Code::kSparseNibble || code == Code::kSparseByte;
+}
+// What sparse codes that aren't stored are.
+static inline constexpr int sparse_zero(Code code) { return 1 << (code_bits(code) - 1); }
 // Bytes of 16 rows by 32 inputs.
-static inline constexpr int unit_bytes(Code code) { return code_bits(code) * kLanes * kUnit / 8; }
+static inline constexpr int unit_bytes(Code code) {
+  const int all = code_bits(code) * kLanes * kUnit / 8;
+  return is_sparse(code) ? all / 2 + 4 * kLanes : all;
+}
 static inline constexpr int level_count(Code code) { return code_bits(code) <= 4 ? 16 : 256; }
 
 // A weight [n, k] packed in panels of 16 rows. One layout for all ISAs ("T16", docs/kernels.md).
@@ -56,6 +79,12 @@ static inline constexpr int level_count(Code code) { return code_bits(code) <= 4
 //   kFive    4 lines as kNibble: the low bits; 1 line, bit q: bit 4 of the code of quad q
 //   kSix     4 lines as kNibble: the low bits; 2 lines as kTwo: bits 4 and 5
 //   kByte    8 lines; line q = codes of quad q
+//   kSparseNibble, kSparseByte
+//            of each quad two codes, the others being 8 (128): those of quads 2j, 2j + 1 are bytes
+//            0, 1 and 2, 3 of a row's word. kSparseByte 4 lines, of j = 0 .. 3; kSparseNibble 2
+//            lines: low nibble of line i for j = i, high nibble for j = 2 + i. Stored as code xor
+//            8 (128). Then a line of masks: bit c of nibble q of a row's word = input 4q + c is
+//            stored; two in each nibble
 //   kF16     per k, 32 B = [row 0..15] fp16
 //   kBf16    per 2 k, one line of 64 B = [row 0..15][2] bf16 (k even, k odd)
 //   kF32     per k, one line of 64 B = [row 0..15] float

@@ -9,9 +9,14 @@
 #define OCTAVO_INLINE [[gnu::always_inline]] inline
 #endif
 
+// Sparse codes, where an instruction set has a way: sparse_*.h specialises it.
+template <Code kCode, int kQuad>
+struct Spread;
+
 // Codes of quad kQuad of a unit: byte (row, c) of the register is the code of input 4 kQuad + c.
 template <Code kCode, int kQuad>
 OCTAVO_INLINE I load_codes(const uint8_t* unit) {
+  if constexpr (is_sparse(kCode)) return Spread<kCode, kQuad>::codes(unit);
   if constexpr (kCode == Code::kByte) return i_load(unit + 64 * kQuad);
   constexpr int kHalf = kQuad / 4, kPart = kQuad % 4;
   if constexpr (kCode == Code::kTwo || kCode == Code::kThree) {

@@ -28,7 +28,9 @@ namespace {
 #include "kernels/peaks.inl"
 #include "kernels/rows.inl"
 
-const LinearKernel kRows[] = {OCTAVO_TILED_A8_ROWS, OCTAVO_TILED_A16_ROWS, OCTAVO_FLOAT_ROWS(true)};
+const LinearKernel kRows[] = {OCTAVO_TILED_A8_ROWS, OCTAVO_TILED_A16_ROWS,
+                              OCTAVO_SPARSE_ROWS(OCTAVO_PLAIN_A8_ROW),
+                              OCTAVO_SPARSE_ROWS(OCTAVO_PLAIN_A16_ROW), OCTAVO_FLOAT_ROWS(true)};
 const KernelTable kTable = OCTAVO_TABLE(kRows);
 
 }  // namespace

@@ -21,6 +21,8 @@ namespace {
 #include "kernels/linear_group.inl"
 #include "kernels/linear_a8.inl"
 #include "kernels/quads_avx512vnni.h"
+#include "kernels/a8_codes.inl"
+#include "kernels/sparse_avx512.h"
 #include "kernels/a8_dot_quads.inl"
 #include "kernels/linear_a8_tiled.inl"
 #include "kernels/linear_a16.inl"
@@ -31,7 +33,9 @@ namespace {
 #include "kernels/peaks.inl"
 #include "kernels/rows.inl"
 
-const LinearKernel kRows[] = {OCTAVO_TILED_A8_ROWS, OCTAVO_TILED_A16_ROWS, OCTAVO_FLOAT_ROWS(true)};
+const LinearKernel kRows[] = {OCTAVO_TILED_A8_ROWS, OCTAVO_TILED_A16_ROWS,
+                              OCTAVO_SPARSE_ROWS(OCTAVO_TILED_A8_ROW),
+                              OCTAVO_SPARSE_ROWS(OCTAVO_TILED_A16_ROW), OCTAVO_FLOAT_ROWS(true)};
 const KernelTable kTable = OCTAVO_TABLE(kRows);
 
 }  // namespace

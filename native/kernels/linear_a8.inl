@@ -7,9 +7,20 @@ struct Wide {
   Levels levels;
 };
 
+template <Code kCode>
+inline int sparse_code_at(const uint8_t* unit, int row, int quad, int c) {
+  const uint8_t* masks = unit + unit_bytes(kCode) - 4 * kLanes + 4 * row;
+  const int mask = (masks[quad / 2] >> (4 * (quad % 2))) & 15;
+  if (((mask >> c) & 1) == 0) return sparse_zero(kCode);
+  const int before = (mask & ((1 << c) - 1)) != 0, byte = 4 * row + 2 * (quad % 2) + before;
+  if (kCode == Code::kSparseByte) return unit[64 * (quad / 2) + byte] ^ 128;
+  return ((unit[64 * (quad / 2 % 2) + byte] >> (4 * (quad / 4))) & 15) ^ 8;
+}
+
 // The code of input 4 quad + c of a unit (core/types.h says where it lies).
 template <Code kCode>
 inline int code_at(const uint8_t* unit, int row, int quad, int c) {
+  if (is_sparse(kCode)) return sparse_code_at<kCode>(unit, row, quad, c);
   const uint8_t* at = unit + 4 * row + c;
   if (kCode == Code::kByte) return at[64 * quad];
   const int half = quad / 4, part = quad % 4;

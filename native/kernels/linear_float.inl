@@ -55,9 +55,23 @@ inline I bits_at(const uint8_t* line, int shift, int mask) {
   return i_and(i_shr(i_load(line), shift), i_set1(mask));
 }
 
+template <Code kCode>
+inline I sparse_codes_of(const uint8_t* unit, int i) {
+  const int quad = i / 4, c = i % 4;
+  const I zero = i_set1(0), mask = bits_at(unit + unit_bytes(kCode) - 4 * kLanes, 4 * quad, 15);
+  const bool nibbles = kCode == Code::kSparseNibble;
+  const uint8_t* line = unit + 64 * (nibbles ? quad / 2 % 2 : quad / 2);
+  const int shift = 16 * (quad % 2) + (nibbles ? 4 * (quad / 4) : 0), all = nibbles ? 15 : 255;
+  const I before = i_and(mask, i_set1((1 << c) - 1));
+  const I kept = i_gt(before, zero, bits_at(line, shift + 8, all), bits_at(line, shift, all));
+  const I there = i_and(mask, i_set1(1 << c));
+  return i_xor(i_gt(there, zero, kept, zero), i_set1(sparse_zero(kCode)));
+}
+
 // The codes of input i of a unit, one a lane (core/types.h says where they lie).
 template <Code kCode>
 inline I codes_of(const uint8_t* unit, int i) {
+  if constexpr (is_sparse(kCode)) return sparse_codes_of<kCode>(unit, i);
   const int quad = i / 4, byte = 8 * (i % 4), half = quad / 4, part = quad % 4;
   if (kCode == Code::kByte) return bits_at(unit + 64 * quad, byte, 255);
   if (kCode == Code::kTwo || kCode == Code::kThree) {
@@ -137,6 +151,10 @@ inline void decode_unit(const PackedWeight& w, const Levels32& lv, const uint8_t
       return decode_bf16(panel, k, out);
     case Code::kF32:
       return decode_f32(panel, k, out);
+    case Code::kSparseNibble:
+      return decode_coded<Code::kSparseNibble>(w, lv, panel, k, out);
+    case Code::kSparseByte:
+      return decode_coded<Code::kSparseByte>(w, lv, panel, k, out);
   }
 }
 

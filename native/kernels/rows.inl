@@ -56,6 +56,10 @@
       OCTAVO_TILED_A16_ROW("lut4", Code::kNibble, Levels::kInt8), \
       OCTAVO_PLAIN_A16_ROW("lut8", Code::kByte, Levels::kInt8)
 
+// Two stored codes of every four.
+#define OCTAVO_SPARSE_ROWS(row) \
+  row("s4", Code::kSparseNibble, Levels::kNone), row("s8", Code::kSparseByte, Levels::kNone)
+
 // Weight-only products; `wide`: rows of bf16 are widened to fp32 (abf16). More than 16 float levels
 // are looked up by gathers, at 2.5 GB/s: no fast kernel.
 #define OCTAVO_GROUP_ROWS(act, name, bits, code, wide, fast, lut_fast)           \

@@ -35,7 +35,7 @@ using LinearFn = void (*)(const PackedWeight& w, const ActView& x, int m, float*
 enum class Levels : uint8_t { kNone, kInt8, kInt16, kAny };
 
 struct LinearKernel {
-  // Grammar: linear_<a8|a16|abf16|a32>_<w2|w3|w4|w5|w6|w8|f16|bf16|f32|lut2 .. lut8|lutw2 ..
+  // Grammar: linear_<a8|a16|abf16|a32>_<w2|w3|w4|w5|w6|w8|s4|s8|f16|bf16|f32|lut2 .. lut8|lutw2 ..
   // lutw8>_<isa>
   const char* name;
   Act act;

@@ -76,9 +76,49 @@ inline void put_pairs(const uint8_t* codes, int from, uint8_t* out) {
   for (int j = 0; j < 2; ++j) put_word(out + 64 * j, plane_word(codes, from, 2, 4 * j, 1));
 }
 
+// A quad's mask of stored codes, always two, and these: the first in the low byte.
+struct Stored {
+  uint32_t mask, codes;
+};
+Stored stored_of(const uint8_t* quad, int zero) {
+  Stored s = {};
+  int count = 0;
+  const auto keep = [&](int c) {
+    s.mask |= 1u << c;
+    ++count;
+  };
+  for (int c = 0; c < 4; ++c) {
+    if (quad[c] != zero) keep(c);
+  }
+  if (count > 2) throw std::invalid_argument("more than two of four codes aren't zero");
+  for (int c = 0; count < 2; ++c) {
+    if ((s.mask >> c & 1) == 0) keep(c);
+  }
+  for (int c = 3; c >= 0; --c) {
+    if (s.mask >> c & 1) s.codes = s.codes << 8 | static_cast<uint32_t>(quad[c] ^ zero);
+  }
+  return s;
+}
+
+void pack_sparse(Code code, const uint8_t* codes, uint8_t* out) {
+  uint32_t words[4] = {}, masks = 0;
+  for (int quad = 0; quad < 8; ++quad) {
+    const Stored s = stored_of(codes + 4 * quad, sparse_zero(code));
+    words[quad / 2] |= s.codes << (16 * (quad % 2));
+    masks |= s.mask << (4 * quad);
+  }
+  const int lines = code == Code::kSparseByte ? 4 : 2;
+  for (int i = 0; i < lines; ++i) {
+    put_word(out + 64 * i, lines == 4 ? words[i] : words[i] | words[2 + i] << 4);
+  }
+  put_word(out + 64 * lines, masks);
+}
+
 // 32 codes of one row to its words, one a line.
 inline void pack_unit(Code code, const uint8_t* codes, uint8_t* out) {
-  if (code == Code::kByte) {
+  if (is_sparse(code)) {
+    pack_sparse(code, codes, out);
+  } else if (code == Code::kByte) {
     for (int j = 0; j < 8; ++j) put_word(out + 64 * j, load_u32(codes + 4 * j));
   } else if (code == Code::kTwo || code == Code::kThree) {
     put_pairs(codes, 0, out);
@@ -98,7 +138,7 @@ void pack_codes(const PackPlan& plan, const Geometry& g, uint8_t* out, const uin
   }
   if (k == g.k_pad) return;
   uint8_t last[kUnit];
-  std::memset(last, plan.zero, kUnit);
+  std::memset(last, is_sparse(plan.code) ? sparse_zero(plan.code) : plan.zero, kUnit);
   std::memcpy(last, codes + k, static_cast<size_t>(plan.k - k));
   pack_unit(plan.code, last, out + k / kUnit * unit);
 }
@@ -298,7 +338,8 @@ void pack_f32(const PackPlan& plan, uint8_t* data, int row0, int rows, const flo
 
 void clear_padding(const PackPlan& plan, uint8_t* data) {
   const Geometry g = geometry(plan);
-  const std::vector<uint8_t> codes(static_cast<size_t>(plan.k), static_cast<uint8_t>(plan.zero));
+  const int zero = is_sparse(plan.code) ? sparse_zero(plan.code) : plan.zero;
+  const std::vector<uint8_t> codes(static_cast<size_t>(plan.k), static_cast<uint8_t>(zero));
   const std::vector<float> zeros(static_cast<size_t>(g.k_pad), 0.0f);
   const std::vector<uint8_t> nothing(static_cast<size_t>(g.k_pad), 0);
   for (int row = plan.n; row < g.panels * kLanes; ++row) {

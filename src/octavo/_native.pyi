@@ -20,6 +20,8 @@ class Code(enum.Enum):
     F16 = 6
     BF16 = 7
     F32 = 8
+    SPARSE_NIBBLE = 9
+    SPARSE_BYTE = 10
 
 def code_for(bits: int) -> Code: ...
 
