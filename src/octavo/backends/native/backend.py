@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import get_args
 
@@ -23,7 +23,14 @@ from octavo.backends.native import kv_check, memory, receipt, threads
 from octavo.backends.native.describe import Packed, describe_model, describe_runtime
 from octavo.backends.native.executor import NativeExecutor
 from octavo.backends.native.packing import pack_all
-from octavo.backends.native.recipe import ACTIVATIONS, Storage, pack_plan, packed_size, storage
+from octavo.backends.native.recipe import (
+    ACTIVATIONS,
+    Storage,
+    pack_plan,
+    packed_size,
+    plan_of,
+    storage,
+)
 from octavo.backends.served import kv_reasons, settled
 from octavo.core.errors import ConfigError, FormatError, ResourceError, UnsupportedError
 from octavo.core.hardware import Machine, probe
@@ -72,9 +79,22 @@ def load(spec: DecoderSpec, source: WeightSource, config: RuntimeConfig) -> Nati
         if len(role_shape(spec, role)) == 2
     }
     config, more = _fit(spec, config, items, machine)
-    notes = (*notes, *more)
+    notes = (*notes, *more, *sparse_notes(items.values()))
     weights = _pack_all(source, items, min(config.threads or machine.threads, machine.threads))
     return _start(spec, source, config, items, weights, (*notes, *_thread_note(config, machine)))
+
+
+def sparse_notes(items: Iterable[Storage]) -> tuple[str, ...]:
+    """What two codes of four save, in bytes."""
+    mine = [item for item in items if item.sparse]
+    if not mine:
+        return ()
+    held = sum(pack_plan(item).packed_bytes for item in mine)
+    dense = sum(plan_of(item.format, item.shape).packed_bytes for item in mine)
+    return (
+        f"2:4: {len(mine)} matrices take {held / 1e6:.1f} MB, dense {dense / 1e6:.1f} MB; as many "
+        "products as dense ones (docs/performance.md has their speed)",
+    )
 
 
 def usable_now() -> int:

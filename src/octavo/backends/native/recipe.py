@@ -18,6 +18,7 @@ from octavo.core.errors import FormatError, UnsupportedError
 from octavo.formats.activations import a8_group_for, padded_width, takes_a8, takes_a16
 from octavo.formats.gguf_formats import GGUF_FORMATS
 from octavo.formats.granularity import PerGroup, PerTensor
+from octavo.formats.layouts import DENSE, NATIVE
 from octavo.formats.number_format import BF16, FP32, NumberFormat, SuperScale
 from octavo.formats.rounding import Convention, resolve_convention
 from octavo.io.weights import TensorView
@@ -38,6 +39,8 @@ TWO_LEVELS = (_native.Scaling.SUB4, _native.Scaling.SUB6, _native.Scaling.SUB8)
 _FLOAT_CODES = MappingProxyType(
     {"fp32": _native.Code.F32, "fp16": _native.Code.F16, "bf16": _native.Code.BF16}
 )
+_SPARSE = MappingProxyType({4: _native.Code.SPARSE_NIBBLE, 8: _native.Code.SPARSE_BYTE})
+SPARSE_ISAS = ("avx512vnni", "avx512bf16")  # whose rows for these are hand-written
 _NATIVE_CONVENTIONS: tuple[Convention, ...] = ("absmax", "full", "signed", "no_clip", "minmax")
 
 
@@ -48,6 +51,7 @@ class Storage:
     method      "blocks": GGUF blocks as they are; "floats": values, rounded to bf16 where code
                 says so; "rounded": requantized natively; "encoded": through the numpy encoder.
     convention  of a rounded one.
+    sparse      of every four codes two are held: those that may be other than zero.
     """
 
     role: Role
@@ -58,6 +62,7 @@ class Storage:
     source_type: str
     source_format: NumberFormat
     convention: str = ""
+    sparse: bool = False
 
     @property
     def activations(self) -> str:
@@ -83,7 +88,8 @@ def storage(role: Role, view: TensorView, config: RuntimeConfig, tied: bool = Fa
     method, convention = _method(target, view.format, stored)
     act = _activations(role, target, config)
     _check_group(role, target, shape, act)
-    return Storage(role, shape, target, method, act, stored, view.format, convention)
+    sparse = method == "encoded" and _two_of_four(view, target, act, config.isa)
+    return Storage(role, shape, target, method, act, stored, view.format, convention, sparse)
 
 
 def wanted_format(role: Role, config: RuntimeConfig, tied: bool = False) -> str:
@@ -109,17 +115,17 @@ def pack_plan(item: Storage) -> _native.PackPlan:
     """The panels of a matrix. For "encoded" ones the packer completes it from the first codes."""
     if item.method == "blocks":
         return _native.PackPlan.gguf(item.source_type, *item.shape)
-    return plan_of(item.format, item.shape)
+    return plan_of(item.format, item.shape, item.sparse)
 
 
-def plan_of(format: NumberFormat, shape: tuple[int, int]) -> _native.PackPlan:
+def plan_of(format: NumberFormat, shape: tuple[int, int], sparse: bool = False) -> _native.PackPlan:
     """The panels that hold a weight of `shape` in a format; without its codebook."""
     plan = _native.PackPlan()
     plan.n, plan.k = shape
     if format.plain and format.bits > 8:
         plan.code = _FLOAT_CODES[format.variant]
         return plan
-    plan.code = _native.code_for(format.bits)
+    plan.code = _SPARSE[format.bits] if sparse else _native.code_for(format.bits)
     plan.group = _group(format, shape)
     plan.zero = 0 if format.zero != "none" else 2 ** (format.bits - 1)
     plan.has_offset, plan.has_zero = format.zero == "real", format.zero == "int"
@@ -156,6 +162,18 @@ def scaling(format: NumberFormat) -> _native.Scaling:
 def sub_bias(top: SuperScale) -> int:
     """What panels add to sub-scales, so that they are unsigned."""
     return (8, 32, 128)[(top.bits > 4) + (top.bits > 6)] if top.signed else 0
+
+
+def _two_of_four(view: TensorView, target: NumberFormat, act: _native.Act, isa: str) -> bool:
+    """Whether panels of two codes in four hold it, and a hand-written row multiplies them."""
+    symmetric = target.kind == "int" and not target.variant and target.zero == "none"
+    return (
+        getattr(view, "layout", DENSE) == NATIVE
+        and symmetric
+        and target.bits in _SPARSE
+        and act in _INTEGER_ACTS
+        and isa in SPARSE_ISAS
+    )
 
 
 def _method(target: NumberFormat, stored: NumberFormat, type_name: str) -> tuple[Method, str]:
