@@ -28,7 +28,6 @@ from octavo.backends.native.recipe import (
     Storage,
     pack_plan,
     packed_size,
-    plan_of,
     storage,
 )
 from octavo.backends.served import kv_reasons, settled
@@ -90,7 +89,7 @@ def sparse_notes(items: Iterable[Storage]) -> tuple[str, ...]:
     if not mine:
         return ()
     held = sum(pack_plan(item).packed_bytes for item in mine)
-    dense = sum(plan_of(item.format, item.shape).packed_bytes for item in mine)
+    dense = sum(packed_size(item.format, item.shape) for item in mine)
     return (
         f"2:4: {len(mine)} matrices take {held / 1e6:.1f} MB, dense {dense / 1e6:.1f} MB; as many "
         "products as dense ones (docs/performance.md has their speed)",
