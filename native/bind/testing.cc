@@ -321,8 +321,8 @@ using RowTuple = std::tuple<std::string, std::string, std::string, bool, bool, b
 std::vector<RowTuple> rows(const std::string& isa) {
   const KernelTable& table = table_of(isa);
   constexpr const char* kActs[] = {"a8", "abf16", "a32", "a16"};
-  constexpr const char* kCodes[] = {"two",  "three", "nibble", "five", "six",
-                                    "byte", "f16",   "bf16",   "f32"};
+  constexpr const char* kCodes[] = {"two", "three", "nibble", "five",          "six",        "byte",
+                                    "f16", "bf16",  "f32",    "sparse_nibble", "sparse_byte"};
   std::vector<RowTuple> out;
   for (int i = 0; i < table.n_linear; ++i) {
     const octavo::LinearKernel& r = table.linear[i];
