@@ -9,6 +9,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <cstring>
+#include <iterator>
 #include <memory>
 #include <new>
 #include <optional>
@@ -96,20 +97,14 @@ const KernelTable& table_of(const std::string& isa) {
   return *table;
 }
 
+// In the order of Code.
+constexpr const char* kCodeNames[] = {"two", "three",         "nibble",     "five",
+                                      "six", "byte",          "f16",        "bf16",
+                                      "f32", "sparse_nibble", "sparse_byte"};
+
 Code code_of(const std::string& name) {
-  constexpr std::pair<const char*, Code> kNames[] = {{"two", Code::kTwo},
-                                                     {"three", Code::kThree},
-                                                     {"nibble", Code::kNibble},
-                                                     {"five", Code::kFive},
-                                                     {"six", Code::kSix},
-                                                     {"byte", Code::kByte},
-                                                     {"f16", Code::kF16},
-                                                     {"bf16", Code::kBf16},
-                                                     {"f32", Code::kF32},
-                                                     {"sparse_nibble", Code::kSparseNibble},
-                                                     {"sparse_byte", Code::kSparseByte}};
-  for (const auto& [known, code] : kNames) {
-    if (name == known) return code;
+  for (size_t i = 0; i < std::size(kCodeNames); ++i) {
+    if (name == kCodeNames[i]) return static_cast<Code>(i);
   }
   throw std::invalid_argument("no such code: " + name);
 }
@@ -321,12 +316,10 @@ using RowTuple = std::tuple<std::string, std::string, std::string, bool, bool, b
 std::vector<RowTuple> rows(const std::string& isa) {
   const KernelTable& table = table_of(isa);
   constexpr const char* kActs[] = {"a8", "abf16", "a32", "a16"};
-  constexpr const char* kCodes[] = {"two", "three", "nibble", "five",          "six",        "byte",
-                                    "f16", "bf16",  "f32",    "sparse_nibble", "sparse_byte"};
   std::vector<RowTuple> out;
   for (int i = 0; i < table.n_linear; ++i) {
     const octavo::LinearKernel& r = table.linear[i];
-    out.emplace_back(r.name, kActs[static_cast<int>(r.act)], kCodes[static_cast<int>(r.code)],
+    out.emplace_back(r.name, kActs[static_cast<int>(r.act)], kCodeNames[static_cast<int>(r.code)],
                      r.levels != octavo::Levels::kNone, r.fast, r.isa_rounding);
   }
   return out;

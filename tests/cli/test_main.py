@@ -154,7 +154,12 @@ def test_every_command_has_help_of_its_own(name: str, capsys: pytest.CaptureFixt
     assert front.main([name, "--help"]) == 0
     text = capsys.readouterr().out
     assert text.startswith(f"Usage: octavo {name} ")
-    assert "--json" in text
+    _, _, commands = text.partition("\nCommands:\n")
+    for line in commands.splitlines():  # of a group; a description may go on in the next line
+        if line.startswith("  ") and line[2] != " ":
+            assert front.main([name, line.split()[0], "--help"]) == 0
+            assert "--json" in capsys.readouterr().out
+    assert commands or "--json" in text
 
 
 def test_help_imports_nothing_heavy() -> None:
