@@ -101,8 +101,9 @@ def test_the_text_output_says_size_formats_and_divergence(
     lines = capsys.readouterr().out.splitlines()
     assert "bits each" in lines[0]
     assert "15 matrices as int8_g32 by rtn: 8.50 bits" in lines[1]
-    assert "native" in lines[2]
-    assert "text.txt: mean KL 0.0" in lines[3]
+    assert "peak memory: " in lines[2]
+    assert "native" in lines[3]
+    assert "text.txt: mean KL 0.0" in lines[4]
 
 
 def test_a_recipe_file_says_the_steps(

@@ -368,7 +368,7 @@ class Driver:
 
     def _pruning(self, role: Role) -> str:
         """The method of an encoder that prunes by itself, so that its zeros are a mask; else ""."""
-        encoder = self._plan.encoders[role]
+        encoder = self._plan.encoders.get(role)  # none of its own where blocks are encoded whole
         return self._plan.steps[role].method if getattr(encoder, "prunes", False) else ""
 
     def _copy(self, stage: Stage, name: str, role: Role) -> None:
