@@ -47,17 +47,17 @@ def command(
     from octavo.compress.calibration import read_whole
     from octavo.io.checkpoint import open_model
     from octavo.io.hub import resolve_model
+    from octavo.io.new_directory import new_directory
     from octavo.train import TrainConfig
     from octavo.train.distill import Divergence, Kind
     from octavo.train.distill_run import DistillPlan, distil
     from octavo.train.hf_export import save_masters
     from octavo.vocab.measure import tokenizer_of
-    from octavo.vocab.writing import beside
 
     settings = TrainConfig(steps, 5e-4, batch=4, evaluate_every=max(1, steps))
     divergence = Divergence(cast(Kind, kind), temperature=temperature)
     plan = DistillPlan(keep, settings, divergence, on_policy, context)
-    with open_model(resolve_model(teacher)) as model, beside(out) as directory:
+    with open_model(resolve_model(teacher)) as model, new_directory(out) as directory:
         ids = tokenizer_of(model).encode(read_whole(text), add_special=False)
         student, report = distil(model.source, model.spec, plan, ids)
         write_config(directory, model, {"num_hidden_layers": keep})

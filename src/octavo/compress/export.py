@@ -5,10 +5,7 @@ Everything is written beside and renamed. What a target can't say exactly is ref
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,9 +14,10 @@ import numpy.typing as npt
 
 from octavo.compress.artifact import WEIGHTS, write_config, write_tokenizer
 from octavo.compress.pack_quantized import Packed, quantization_config, said
-from octavo.core.errors import FormatError, ResourceError, UnsupportedError, UserError
+from octavo.core.errors import FormatError, UnsupportedError
 from octavo.formats.floats import float_dtype
 from octavo.io.checkpoint import OpenModel, open_model
+from octavo.io.new_directory import new_directory
 from octavo.io.safetensors_file import write_safetensors
 from octavo.spec.decoder import Role
 from octavo.spec.family import Family, TensorRef
@@ -45,7 +43,7 @@ def export_hf(model: Path, out: Path, dtype: FloatType = "fp32") -> None:
 
 def write_hf(model: OpenModel, out: Path, dtype: FloatType = "fp32") -> None:
     """`export_hf` of a model that is open."""
-    with _beside(out) as directory:
+    with new_directory(out) as directory:
         tensors = _plain_tensors(model, roles(model.spec), dtype)
         write_safetensors(directory / WEIGHTS, tensors, {"format": "pt"})
         _write_rest(directory, model, {"torch_dtype": _TORCH[dtype]})
@@ -56,7 +54,7 @@ def export_compressed_tensors(model: Path, out: Path, dtype: FloatType = "fp32")
 
     Raises UserError when `out` exists, UnsupportedError naming the first layer that can't be said.
     """
-    with open_model(model) as opened, _beside(out) as directory:
+    with open_model(model) as opened, new_directory(out) as directory:
         packed, plain = _split(opened)
         if not packed:
             raise UnsupportedError(
@@ -139,22 +137,3 @@ def _is_matrix(model: OpenModel, role: Role) -> bool:
 def _write_rest(directory: Path, model: OpenModel, changes: Mapping[str, object]) -> None:
     write_config(directory, model, changes)
     write_tokenizer(directory, model)
-
-
-@contextmanager
-def _beside(out: Path) -> Iterator[Path]:
-    """A new directory that takes `out`'s name when the block ends well; else nothing is left."""
-    if out.exists():
-        raise UserError(f"{out} exists: remove it, or choose another output (-o)")
-    directory = out.with_name(f".{out.name}.{os.getpid()}.part")
-    try:
-        directory.mkdir(parents=True)
-        yield directory
-        directory.rename(out)
-    except OSError as error:
-        raise ResourceError(
-            f"{out}: can't be written ({error.strerror or error}): check the directory's "
-            "permissions and its free space"
-        ) from error
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)

@@ -19,6 +19,7 @@ from octavo.formats.number_format import NumberFormat
 from octavo.formats.quantized import QuantizedTensor
 from octavo.formats.rtn import encode
 from octavo.io.checkpoint import OpenModel, open_model
+from octavo.io.new_directory import new_directory
 from octavo.spec.decoder import DecoderSpec, Role
 from octavo.spec.graph import head_role
 from octavo.vocab.lowrank import Factors, factor, fit_up, second_moment
@@ -26,7 +27,7 @@ from octavo.vocab.measure import tokenizer_of
 from octavo.vocab.states import head_states, likely
 from octavo.vocab.tables import take
 from octavo.vocab.trim import kept_ids, trim_files
-from octavo.vocab.writing import Vocabulary, beside, write_model
+from octavo.vocab.writing import Vocabulary, write_model
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -71,7 +72,7 @@ def factor_model(
     Raises UserError when `out` exists, UnsupportedError for a model that is factored already,
     FormatError when the rank doesn't fit the format.
     """
-    with open_model(path) as model, beside(out) as directory:
+    with open_model(path) as model, new_directory(out) as directory:
         new = factored(model, plan, tokens)
         write_model(directory, model, new)
         if not held_out:
@@ -144,7 +145,7 @@ def trim_model(path: Path, out: Path, texts: Sequence[str]) -> tuple[int, int]:
     Raises UserError when `out` exists or the texts are empty, UnsupportedError for a vocabulary
     that isn't BPE.
     """
-    with open_model(path) as model, beside(out) as directory:
+    with open_model(path) as model, new_directory(out) as directory:
         new = trimmed(model, texts)
         write_model(directory, model, new)
         return model.spec.vocab, new.spec.vocab

@@ -15,6 +15,7 @@ from octavo.core.errors import UnsupportedError, UserError
 from octavo.formats.quantized import QuantizedTensor
 from octavo.formats.rtn import encode
 from octavo.io.checkpoint import OpenModel, open_model
+from octavo.io.new_directory import new_directory
 from octavo.io.phrases import PHRASES, PhraseTable
 from octavo.io.tokenizer import Tokenizer
 from octavo.spec.decoder import Role
@@ -25,7 +26,7 @@ from octavo.vocab.measure import cut, tokenizer_of
 from octavo.vocab.mine import MinePlan, Saving, mine, savings
 from octavo.vocab.phrase_model import EMBED, HEAD, PhraseModel
 from octavo.vocab.tables import stacked
-from octavo.vocab.writing import Vocabulary, beside, write_model
+from octavo.vocab.writing import Vocabulary, write_model
 
 _HELD_OUT = 0.1  # of the text, at its end: watched while training, never mined
 
@@ -64,7 +65,7 @@ def add_phrases(path: Path, out: Path, plan: PhrasePlan, text: str) -> PhraseRep
     Raises UserError for a text without repetitions, or too short to train on, and UnsupportedError
     for a model that has phrases or a factored vocabulary already.
     """
-    with open_model(path) as model, beside(out) as directory:
+    with open_model(path) as model, new_directory(out) as directory:
         tokenizer = tokenizer_of(model)
         _check(model, tokenizer, plan)
         split = int(len(text) * (1 - _HELD_OUT))

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +23,6 @@ from octavo.compress.artifact import (
 )
 from octavo.compress.report import StageReport
 from octavo.compress.state import Stage
-from octavo.core.errors import ResourceError, UserError
 from octavo.formats.quantized import QuantizedTensor
 from octavo.io.artifact import MANIFEST_FORMAT, QUANT_METHOD, artifact_name
 from octavo.io.checkpoint import OpenModel
@@ -62,29 +59,6 @@ def write_model(directory: Path, model: OpenModel, new: Vocabulary) -> None:
     stage = _tensors(model, new)
     write_safetensors(directory / WEIGHTS, stage.arrays, {"format": "octavo"})
     write_manifest(directory, _content(model, new, stage))
-
-
-@contextmanager
-def beside(out: Path) -> Iterator[Path]:
-    """An empty directory that takes `out`'s name when the block ends well; else nothing is left.
-
-    Raises UserError when `out` exists, ResourceError when it can't be written.
-    """
-    if out.exists():
-        raise UserError(f"{out} exists: remove it, or choose another output (-o)")
-    directory = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(directory, ignore_errors=True)
-    try:
-        directory.mkdir(parents=True)
-        yield directory
-        directory.rename(out)
-    except OSError as error:
-        raise ResourceError(
-            f"{out}: can't be written ({error.strerror or error}): check the directory's "
-            "permissions and its free space"
-        ) from error
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _tensors(model: OpenModel, new: Vocabulary) -> Stage:
