@@ -41,14 +41,18 @@ class Allocation:
     gap: float = 0.0
 
 
-def allocate(items: Sequence[Item], limit: int, states: int = STATES) -> Allocation:
-    """The least cost in at most `limit` bytes. Raises ConfigError when nothing fits."""
-    least = sum(int(item.sizes.min()) for item in items)
+def check_room(least: int, limit: int) -> None:
+    """Raises ConfigError when the smallest formats of all items exceed the limit."""
     if least > limit:
         raise ConfigError(
             f"the budget leaves {limit} bytes for matrices, and the smallest formats take {least}: "
             "raise it, or allow formats of fewer bits"
         )
+
+
+def allocate(items: Sequence[Item], limit: int, states: int = STATES) -> Allocation:
+    """The least cost in at most `limit` bytes. Raises ConfigError when nothing fits."""
+    check_room(sum(int(item.sizes.min()) for item in items), limit)
     start, bound = _relaxed(items, limit)
     start = _filled(items, start, limit)
     exact = _exact(items, limit, start.cost, states)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from octavo.compress.artifact import add_file
-from octavo.compress.budget import Allocation, Item, allocate, allocate_cost
+from octavo.compress.budget import Allocation, Item, allocate, allocate_cost, check_room
 from octavo.compress.recipe import Recipe, Step, matrices, role_name
 from octavo.compress.sensitivity import Probing, Progress, Sensitivities, measure, takes
 from octavo.compress.table import build_encoder
@@ -107,8 +107,23 @@ def choose(
 def _allocated(items: Sequence[Item], spec: DecoderSpec, budget: Budget, rest: int) -> Allocation:
     if budget.kl:
         return allocate_cost(items, budget.kl)
+    return allocate(items, _limit(spec, budget) - rest)
+
+
+def _limit(spec: DecoderSpec, budget: Budget) -> int:
+    """Bytes of the whole model."""
     parameters = sum(int(np.prod(role_shape(spec, role))) for role in roles(spec))
-    return allocate(items, (budget.bytes or int(parameters * budget.bits / 8)) - rest)
+    return budget.bytes or int(parameters * budget.bits / 8)
+
+
+def _check_room(spec: DecoderSpec, formats: Sequence[NumberFormat], budget: Budget) -> None:
+    """Refuses what no measurement could make fit."""
+    if budget.kl:
+        return
+    shapes = [(shape[0], shape[1]) for shape in (role_shape(spec, r) for r in matrices(spec))]
+    sizes = [[stored_bytes(f, shape) for f in formats if takes(f, shape)] for shape in shapes]
+    least = sum(min(row, default=0) for row in sizes)
+    check_room(least, _limit(spec, budget) - _rest_bytes(spec))
 
 
 def _rest_bytes(spec: DecoderSpec) -> int:
@@ -147,6 +162,7 @@ def budgeted(
         spec = opened.spec
         probed = _probed(tokens, spec.vocab)
         formats = candidates(spec, method)
+        _check_room(spec, formats, budget)
         encoder = build_encoder(method or "searched", {})
         _check_identity(kept, {
             "source": opened.source.describe(), "method": method,

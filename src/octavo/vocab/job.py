@@ -70,7 +70,8 @@ def factor_model(
     `tokens` (texts, each with the model's begin token), and measure it on `held_out`.
 
     Raises UserError when `out` exists, UnsupportedError for a model that is factored already,
-    FormatError when the rank doesn't fit the format.
+    FormatError when the rank doesn't fit the format, ConfigError when it exceeds the hidden
+    size.
     """
     with open_model(path) as model, new_directory(out) as directory:
         new = factored(model, plan, tokens)
@@ -88,6 +89,8 @@ def factored(model: OpenModel, plan: FactorPlan, tokens: Sequence[Sequence[int]]
     if spec.embed_rank or spec.head_rank:
         raise UnsupportedError(f"{model.path}: its vocabulary is factored already")
     format = NumberFormat.parse(plan.format)
+    if plan.rank > spec.hidden:
+        raise ConfigError(f"rank {plan.rank} exceeds the {spec.hidden} values of a row: give less")
     format.groups((spec.vocab, plan.rank))
     head = model.source.tensor(head_role(spec)).float32()
     states = head_states(model, tokens)
