@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from octavo.compress.base import LinearStats
-from octavo.compress.methods.gptq import Gptq, whole_groups
+from octavo.compress.methods.gptq import Gptq, inverse, whole_groups
 from octavo.compress.methods.grid import Grid
 from octavo.core.errors import ConfigError, FormatError, NumericsError
 from octavo.formats import rtn
@@ -290,3 +290,14 @@ def test_options_are_checked() -> None:
 
 def test_blocks_never_split_a_group() -> None:
     assert [whole_groups(128, g) for g in (32, 96, 128, 200)] == [128, 96, 128, 200]
+
+
+@pytest.mark.parametrize("n", [1, 40, 257, 700])
+def test_a_triangle_is_inverted_by_halves(n: int) -> None:
+    L = torch.linalg.cholesky(damped(hessian(correlated(2 * n + 8, n + 4, n))[:n, :n], 0.01))
+    L += torch.ones(n, n, dtype=L.dtype).triu(1)  # is not read
+    low = L.tril()
+    # Each of n sums of a row's products is off by at most n roundings of its parts.
+    bound = n * 2.0**-52 * (low.abs() @ inverse(L).abs())
+    assert ((low @ inverse(L) - torch.eye(n, dtype=L.dtype)).abs() <= bound + 2.0**-52).all()
+    assert not inverse(L).triu(1).any()

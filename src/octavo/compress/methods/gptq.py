@@ -4,7 +4,7 @@ For a layer's inputs X the error of weights Q is tr((W - Q) H (W - Q)^T), H = 2 
 step (eqs. 2 and 3) rounds one column and moves the others against its error along a row of H^-1.
 Taken in one order for every row, all rows of H^-1 that will be used are those of U, the Cholesky
 factor of H^-1 = U^T U (section 3.3, step 3); columns beyond a block are updated once for all of it
-(step 2, eqs. 4 and 5).
+(step 2, eqs. 4 and 5), and those beyond two blocks once for both, up to halves of the matrix.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor, eye
 from torch.linalg import cholesky_ex, solve_triangular
 
@@ -24,6 +25,8 @@ from octavo.formats.number_format import NumberFormat
 from octavo.formats.quantized import QuantizedTensor
 from octavo.formats.rounding import Convention
 
+_SUBSTITUTED = 256  # rows of a triangle up to which its inverse is found by substitution
+
 
 @dataclass(frozen=True, slots=True)
 class Gptq:
@@ -31,7 +34,8 @@ class Gptq:
 
     damp            added to H's diagonal, as a share of its mean; when the factor still fails, it
                     grows by damp_increment, up to 1.
-    block           columns whose updates are gathered: speed only.
+    block           columns that are updated one by one; errors move on to others by blocks, pairs
+                    of blocks, and so on: speed only.
     order           "activation": columns of large H_ii first, while all others can make up.
     static_groups   scales of groups come from W before any update. Otherwise each is chosen from
                     the updated weights when its first column is due, which needs order="given": a
@@ -48,7 +52,7 @@ class Gptq:
     )  # fmt: skip
 
     damp: float = 0.01
-    block: int = 128
+    block: int = 16
     order: Literal["given", "activation"] = "activation"
     static_groups: bool = True
     damp_increment: float = 0.01
@@ -88,30 +92,13 @@ class Gptq:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Algorithm 1 on columns `perm`: codes, Q and losses, [out, in]; the losses of eq. 2 sum to
         half of tr((W - Q) H (W - Q)^T)."""
-        W = W.clone()
-        codes, Q, losses = W.new_empty(W.shape), W.new_empty(W.shape), W.new_empty(W.shape)
-        refits = not self.static_groups and isinstance(grid.format.granularity, PerGroup)
-        block = whole_groups(self.block, grid.group) if refits else self.block
-        group_of = (perm // grid.group).tolist()
-        for i1 in range(0, W.shape[1], block):
-            i2 = min(i1 + block, W.shape[1])
-            Err = W.new_zeros(W.shape[0], i2 - i1)
-            for i in range(i1, i2):
-                group = group_of[i]
-                if refits and i % grid.group == 0:
-                    grid.refit(group, W[:, i : i + grid.group])
-                w, d = W[:, i], U[i, i]
-                codes[:, i], Q[:, i] = grid.nearest(w, group)
-                if mask is not None:
-                    code, zero = grid.zeros(group)
-                    codes[:, i] = codes[:, i].where(mask[:, i], code)
-                    Q[:, i] = Q[:, i].where(mask[:, i], zero)
-                err = (w - Q[:, i]) / d
-                losses[:, i] = err**2 / 2
-                W[:, i:i2] -= err.outer(U[i, i:i2])
-                Err[:, i - i1] = err
-            W[:, i2:] -= Err @ U[i1:i2, i2:]
-        return codes, Q, losses
+        pass_ = _Pass(W, U, grid, perm, mask, self._refits(grid))
+        block = whole_groups(self.block, grid.group) if pass_.refits else self.block
+        pass_.run(0, len(pass_.W), block)
+        return pass_.codes.T, pass_.Q.T, (pass_.Err**2 / 2).T
+
+    def _refits(self, grid: Grid) -> bool:
+        return not self.static_groups and isinstance(grid.format.granularity, PerGroup)
 
     def factor(self, H: Tensor, tokens: int) -> Tensor:
         """U, upper triangular, with (H + damp * mean(diag H) * I)^-1 = U^T U.
@@ -126,7 +113,7 @@ class Gptq:
             damped.diagonal().add_(damp * mean)
             L, failed = cholesky_ex(damped.flip(0, 1))
             if not failed:
-                U: Tensor = solve_triangular(L, eye(len(H), dtype=H.dtype), upper=False).flip(0, 1)
+                U = inverse(L).flip(0, 1)
                 if U.isfinite().all():
                     return U
             damp += self.damp_increment
@@ -142,6 +129,66 @@ class Gptq:
             raise FormatError(
                 f"{target} shares scales across groups: gptq needs static_groups=true"
             )
+
+
+class _Pass:
+    """Algorithm 1 under way, columns as rows: what is rounded together lies side by side."""
+
+    def __init__(
+        self,
+        W: Tensor,
+        U: Tensor,
+        grid: Grid,
+        perm: Tensor,
+        mask: Tensor | None,
+        refits: bool,
+    ) -> None:
+        self.W = W.T.clone(memory_format=torch.contiguous_format)
+        self.codes, self.Q, self.Err = (torch.empty_like(self.W) for _ in range(3))
+        self.refits = refits
+        self._U, self._grid = U, grid
+        self._mask = None if mask is None else mask.T.contiguous()
+        self._group_of = (perm // grid.group).tolist()
+
+    def run(self, i1: int, i2: int, block: int) -> None:
+        """Columns i1 to i2. Halves of whole blocks: the errors of the first go into the second at
+        once (eq. 4), so that nearly all updates are products of matrices."""
+        if i2 - i1 <= block:
+            for i in range(i1, i2):
+                self._column(i, i2)
+            return
+        middle = i1 + -(-(i2 - i1) // (2 * block)) * block
+        self.run(i1, middle, block)
+        self.W[middle:i2].addmm_(self._U[i1:middle, middle:i2].T, self.Err[i1:middle], alpha=-1)
+        self.run(middle, i2, block)
+
+    def _column(self, i: int, i2: int) -> None:
+        """Round column i, and move the others of its block (eqs. 2 and 3)."""
+        group, w = self._group_of[i], self.W[i]
+        if self.refits and i % self._grid.group == 0:
+            self._grid.refit(group, self.W[i : i + self._grid.group].T)
+        code, q = self._grid.nearest(w, group)
+        if self._mask is not None:
+            zero_code, zero = self._grid.zeros(group)
+            code, q = code.where(self._mask[i], zero_code), q.where(self._mask[i], zero)
+        self.codes[i], self.Q[i] = code, q
+        err = torch.sub(w, q, out=self.Err[i]).div_(self._U[i, i])
+        self.W[i + 1 : i2].addr_(self._U[i, i + 1 : i2], err, alpha=-1)
+
+
+def inverse(L: Tensor) -> Tensor:
+    """Of a lower triangle, by halves: products instead of substitution. What is above the diagonal
+    is not read."""
+    n = len(L)
+    if n <= _SUBSTITUTED:
+        found: Tensor = solve_triangular(L, eye(n, dtype=L.dtype), upper=False)
+        return found
+    h = n // 2
+    out = L.new_zeros(n, n)
+    out[:h, :h], out[h:, h:] = inverse(L[:h, :h]), inverse(L[h:, h:])
+    torch.mm(out[h:, h:], L[h:, :h] @ out[:h, :h], out=out[h:, :h])
+    out[h:, :h].neg_()
+    return out
 
 
 def mean_of(x: Tensor) -> float:

@@ -37,10 +37,10 @@ class Grid:
         self.convention = resolve_convention(target, convention)
         self._stored = self._encoded(weight)
         self._like = weight
-        self.step = self._per_row(self._stored.steps())
-        self.group = weight.shape[1] // self.step.shape[1]
+        self.step = self._per_group(self._stored.steps())
+        self.group = weight.shape[1] // len(self.step)
         offsets = self._stored.offsets()
-        self.offset = None if offsets is None else self._per_row(offsets)
+        self.offset = None if offsets is None else self._per_group(offsets)
         self._levels: Tensor | None = None
         self._middles: Tensor | None = None
         if target.kind == "codebook":
@@ -53,17 +53,18 @@ class Grid:
 
     def nearest(self, w: Tensor, group: int) -> tuple[Tensor, Tensor]:
         """Codes and values [out] of the grid points nearest to w [out], weights of one group."""
-        step = self.step[:, group]
-        offset = 0.0 if self.offset is None else self.offset[:, group]
-        ratio = ((w - offset) / step).masked_fill(step == 0, 0.0)
-        codes = self._codes(ratio, group)
-        return codes, self._units(codes, group) * step + offset
+        step = self.step[group]
+        offset = None if self.offset is None else self.offset[group]
+        ratio = w / step if offset is None else (w - offset) / step
+        codes = self._codes(ratio.masked_fill_(step == 0, 0.0), group)
+        values = self._units(codes, group) * step
+        return codes, values if offset is None else values + offset
 
     def zeros(self, group: int) -> tuple[Tensor, Tensor]:
         """Codes and values [out] of exact zeros. Raises FormatError where the grid has none."""
         if self.zero is None:
             raise FormatError(f"{self.format} can't store exact zeros: pruned weights need a zero")
-        return self.zero[:, group], self.step.new_zeros(self.step.shape[0])
+        return self.zero[group], self.step.new_zeros(self.step.shape[1])
 
     def refit(self, group: int, w: Tensor) -> None:
         """Choose the scale of one group anew, for weights w [out, group]."""
@@ -72,12 +73,12 @@ class Grid:
         for name in ("scales", "zeros"):
             if getattr(self._stored, name) is not None:
                 getattr(self._stored, name)[:, group] = getattr(fitted, name)[:, 0]
-        self.step[:, group] = self._own(fitted.steps())[:, 0]
+        self.step[group] = self._own(fitted.steps())[:, 0]
         offsets = fitted.offsets()
         if self.offset is not None and offsets is not None:
-            self.offset[:, group] = self._own(offsets)[:, 0]
+            self.offset[group] = self._own(offsets)[:, 0]
         if self.format.zero == "int" and self.zero is not None and fitted.zeros is not None:
-            self.zero[:, group] = self._own(fitted.zeros)[:, 0]
+            self.zero[group] = self._own(fitted.zeros)[:, 0]
 
     def tensor(self, codes: Tensor) -> QuantizedTensor:
         """The encoding with these codes [out, in]."""
@@ -88,21 +89,21 @@ class Grid:
         if self._middles is not None:
             return (ratio[:, None] > self._middles).sum(-1).to(ratio.dtype)
         bits = self.format.bits
-        zero = 0.0 if self.zero is None else self.zero[:, group]
+        zero = 0.0 if self.zero is None else self.zero[group]
         low = 1 if self.format.variant == "ternary" or self.convention == "absmax" else 0
         high = 3 if self.format.variant == "ternary" else 2**bits - 1
-        return (ratio.round() + zero).clamp(low if self.format.zero == "none" else 0, high)
+        return ratio.round_().add_(zero).clamp_(low if self.format.zero == "none" else 0, high)
 
     def _units(self, codes: Tensor, group: int) -> Tensor:
         if self._levels is not None:
             return self._levels[codes.long()]
-        return codes if self.zero is None else codes - self.zero[:, group]
+        return codes if self.zero is None else codes - self.zero[group]
 
     def _zero_codes(self) -> Tensor | None:
-        """[out, groups]: the code that stands for 0, or None where the grid has none."""
+        """[groups, out]: the code that stands for 0, or None where the grid has none."""
         if self.format.zero == "int":
             assert self._stored.zeros is not None
-            return self._per_row(self._stored.zeros)
+            return self._per_group(self._stored.zeros)
         if self.format.zero == "real":
             return None
         if self._levels is None:
@@ -110,8 +111,9 @@ class Grid:
         at = (self._levels == 0).nonzero()
         return self.step.new_full(self.step.shape, int(at[0])) if len(at) else None
 
-    def _per_row(self, x: npt.NDArray[Any]) -> Tensor:
-        return self._own(x).expand(self._like.shape[0], -1).clone()
+    def _per_group(self, x: npt.NDArray[Any]) -> Tensor:
+        """[groups, out], so that what a column needs lies side by side."""
+        return self._own(x).expand(self._like.shape[0], -1).T.contiguous()
 
     def _own(self, x: npt.NDArray[Any]) -> Tensor:
         return self._like.new_tensor(x.astype(np.float32))

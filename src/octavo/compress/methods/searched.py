@@ -33,8 +33,8 @@ from octavo.io.gguf_search import SHAPES, search
 class Searched:
     """Encoder of the formats that GGUF's searched types have (Q4_0 to Q6_K but IQ4_XS).
 
-    sweeps  of coordinate descent, each followed by a fit of the scales; 0 leaves GPTQ's codes
-    damp    as GPTQ's;  block: columns whose updates are gathered, speed only
+    sweeps       of coordinate descent, each followed by a fit of the scales; 0 leaves GPTQ's codes
+    damp, block  as GPTQ's; block is speed only
     """
 
     needs: ClassVar[Needs] = Needs.HESSIAN
@@ -46,7 +46,7 @@ class Searched:
 
     sweeps: int = 3
     damp: float = 0.01
-    block: int = 128
+    block: int = 16
 
     def __post_init__(self) -> None:
         if self.sweeps < 0 or self.block < 1 or self.damp < 0:
@@ -79,21 +79,44 @@ class Searched:
 
     def descend(self, W: Tensor, H: Tensor, grid: Grid, codes: Tensor) -> Tensor:
         """One sweep over the columns: each code goes where the row's objective is least."""
-        codes, Q = codes.clone(), values(grid, codes)
-        G = (W - Q) @ H
-        for i1 in range(0, W.shape[1], self.block):
-            i2 = min(i1 + self.block, W.shape[1])
-            moved = W.new_zeros(W.shape[0], i2 - i1)
+        Q = values(grid, codes)
+        sweep = _Sweep(H, grid, codes.T.contiguous(), Q.T.contiguous(), (H @ (W - Q).T))
+        sweep.run(0, W.shape[1], self.block)
+        return sweep.codes.T
+
+
+@dataclass(frozen=True, slots=True)
+class _Sweep:
+    """A sweep under way, columns as rows.
+
+    G      H (W - Q)^T, for Q as it stands: brought up to date by blocks, as GPTQ's updates are
+    """
+
+    H: Tensor
+    grid: Grid
+    codes: Tensor
+    Q: Tensor
+    G: Tensor
+
+    def run(self, i1: int, i2: int, block: int) -> None:
+        """Columns i1 to i2; G from i1 on is up to date as far as columns before i1 go."""
+        if i2 - i1 <= block:
             for i in range(i1, i2):
-                # G_i without the column's own share, over H_ii: the error the others leave to it.
-                wanted = Q[:, i] + G[:, i] / H[i, i]
-                codes[:, i], found = grid.nearest(wanted, i // grid.group)
-                step = found - Q[:, i]
-                Q[:, i] = found
-                G[:, i:i2] -= step.outer(H[i, i:i2])
-                moved[:, i - i1] = step
-            G[:, i2:] -= moved @ H[i1:i2, i2:]
-        return codes
+                self._column(i, i2)
+            return
+        middle = i1 + -(-(i2 - i1) // (2 * block)) * block
+        before = self.Q[i1:middle].clone()
+        self.run(i1, middle, block)
+        moved = self.Q[i1:middle] - before
+        self.G[middle:i2].addmm_(self.H[middle:i2, i1:middle], moved, alpha=-1)
+        self.run(middle, i2, block)
+
+    def _column(self, i: int, i2: int) -> None:
+        # G_i without the column's own share, over H_ii: the error the others leave to it.
+        wanted = self.Q[i] + self.G[i] / self.H[i, i]
+        self.codes[i], found = self.grid.nearest(wanted, i // self.grid.group)
+        self.G[i:i2].addr_(self.H[i, i:i2], found - self.Q[i], alpha=-1)
+        self.Q[i] = found
 
 
 class StoredGrid(Grid):
