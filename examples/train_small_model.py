@@ -1,6 +1,10 @@
-"""Train a small Llama from random weights on articles of Wikipedia, and save it for `octavo run`.
+"""Train a small Llama from random weights and save it for `octavo run`.
 
-python examples/train_small_model.py DIRECTORY [--steps 1500]
+python examples/train_small_model.py DIRECTORY [--steps 1500] [--corpus code]
+
+On articles of Wikipedia, or on sources of Python's standard library and on these articles; the
+other half of the articles, or of the library's modules, is held out. A killed run goes on from its
+last checkpoint in DIRECTORY/training.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +22,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from octavo.backends.reference.options import ReferenceOptions
 from octavo.formats.number_format import NumberFormat
-from octavo.io.corpora import wikipedia
+from octavo.io.corpora import stdlib_code, stdlib_packages, wikipedia
 from octavo.spec.config_reader import ConfigReader
 from octavo.spec.table import family_for_hf
 from octavo.train import QatModel, TrainConfig, Trainer
@@ -33,7 +38,7 @@ CONFIG: dict[str, object] = {
     "vocab_size": VOCAB,
     "hidden_size": 256,
     "intermediate_size": 768,
-    "num_hidden_layers": 6,
+    "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 64,
@@ -62,11 +67,12 @@ def train_tokenizer(text: str) -> Tokenizer:
     return tokenizer
 
 
-def save(model: QatModel, tokenizer: Tokenizer, directory: Path) -> None:
+def save(model: QatModel, tokenizer: Tokenizer, directory: Path, readme: str) -> None:
     save_masters(model, CONFIG, directory)
     tokenizer.save(str(directory / "tokenizer.json"))
     named = {"bos_token": END, "eos_token": END, "tokenizer_class": "PreTrainedTokenizerFast"}
     (directory / "tokenizer_config.json").write_text(json.dumps(named), encoding="utf-8")
+    (directory / "README.md").write_text(readme, encoding="utf-8")
 
 
 def losses(model: QatModel, corpus: Corpus) -> Iterator[float]:
@@ -76,24 +82,46 @@ def losses(model: QatModel, corpus: Corpus) -> Iterator[float]:
         yield model.loss(window[None], weights).item()
 
 
-def describe(model: QatModel, corpus: Corpus, tokens: int, bytes_per_token: float) -> str:
+@dataclass(frozen=True, slots=True)
+class Text:
+    """What is trained on and what is held out, never of one article or module, and their names."""
+
+    train: str
+    held_out: str
+    names: str
+
+
+def read_text(corpus: str) -> Text:
+    prose = wikipedia("calibration")
+    if corpus == "wikipedia":
+        names = "even articles of octavo.io.corpora.wikipedia; held out: odd articles"
+        return Text(prose, wikipedia("evaluation"), names)
+    train = "\n\n".join([stdlib_code("calibration"), prose, stdlib_packages()])
+    names = (
+        "octavo.io.corpora stdlib_code (even modules), stdlib_packages and wikipedia (even "
+        "articles); held out: stdlib_code, odd modules"
+    )
+    return Text(train, stdlib_code("evaluation"), names)
+
+
+def describe(model: QatModel, corpus: Corpus, seen: str, bytes_per_token: float) -> str:
     values = np.array(list(losses(model, corpus)))
     mean, error = values.mean(), values.std(ddof=1) / math.sqrt(len(values))
+    low, high = math.exp(mean - 1.96 * error), math.exp(mean + 1.96 * error)
     bits = mean / math.log(2) / bytes_per_token
     return (
         f"A Llama of {sum(w.numel() for w in model.masters.values()):,} parameters, fp32, trained "
-        "by examples/train_small_model.py from random weights.\n\n"
-        f"Text: even articles of octavo.io.corpora.wikipedia (calibration); {tokens:,} tokens seen "
-        f"({len(corpus.train) * CONTEXT:,} different ones).\n"
-        f"Held out: odd articles (evaluation), {len(corpus.held_out)} windows of {CONTEXT} tokens: "
+        f"by examples/train_small_model.py from random weights.\n\n{seen}\n"
+        f"On {len(corpus.held_out)} windows of {CONTEXT} held-out tokens: "
         f"{mean:.4f} +- {error:.4f} nats per token (standard error over windows), "
-        f"perplexity {math.exp(mean):.2f}, {bits:.3f} bits per byte.\n"
+        f"perplexity {math.exp(mean):.3f} ({low:.3f} to {high:.3f}), {bits:.3f} bits per byte.\n"
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("directory", type=Path)
+    parser.add_argument("--corpus", choices=("wikipedia", "code"), default="wikipedia")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rate", type=float, default=2e-3)
@@ -101,12 +129,13 @@ def main() -> None:
     parser.add_argument("--save-every", type=int, default=300)
     options = parser.parse_args()
 
-    train, held_out = wikipedia("calibration"), wikipedia("evaluation")
-    tokenizer = train_tokenizer(train)
-    held_out_ids = tokenizer.encode(held_out).ids
-    corpus = make_corpus(tokenizer.encode(train).ids, held_out_ids, CONTEXT)
-    # the curve needs no more; the figure at the end is of all windows
-    watched = Corpus(corpus.train, corpus.held_out[::16])
+    text = read_text(options.corpus)
+    tokenizer = train_tokenizer(text.train)
+    ids = tokenizer.encode(text.train).ids
+    held_out_ids = tokenizer.encode(text.held_out).ids
+    corpus = make_corpus(ids, held_out_ids, CONTEXT)
+    # the curve needs no more than some 64 windows; the figure at the end is of all
+    watched = Corpus(corpus.train, corpus.held_out[:: len(corpus.held_out) // 64 or 1])
 
     spec = family_for_hf("LlamaForCausalLM").from_hf(ConfigReader(CONFIG, "config.json"))
     masters = random_masters(spec)
@@ -114,25 +143,31 @@ def main() -> None:
     model = QatModel(spec, masters, formats, ReferenceOptions())
     config = TrainConfig(
         options.steps, options.rate, warmup=options.steps // 20, final=0.05, weight_decay=0.1,
-        batch=options.batch, evaluate_every=options.save_every,
+        beta2=0.98, batch=options.batch, evaluate_every=options.save_every,
         checkpoint_every=options.save_every, precision=options.precision,
     )  # fmt: skip
     began = time.perf_counter()
+
+    def seen(step: int) -> str:
+        return (
+            f"Step {step} of {options.steps}: {step * options.batch * CONTEXT:,} tokens seen "
+            f"({len(corpus.train) * CONTEXT:,} different ones), peak rate {options.rate:g}, "
+            f"{options.precision} passes.\nText: {text.names}."
+        )
 
     def on_step(step: int, loss: float) -> None:
         if step % 20 == 0:
             print(f"{step:6} {loss:.4f} {time.perf_counter() - began:.0f} s", flush=True)
         if step % options.save_every == 0:
-            save(model, tokenizer, options.directory)
+            save(model, tokenizer, options.directory, seen(step))
 
-    report = Trainer(model, corpus=watched, config=config, on_step=on_step).run()
-    save(model, tokenizer, options.directory)
-    seen = options.steps * options.batch * CONTEXT
-    text = describe(model, corpus, seen, len(held_out.encode()) / len(held_out_ids))
+    report = Trainer(model, watched, config, options.directory / "training", on_step=on_step).run()
+    bytes_per_token = len(text.held_out.encode()) / len(held_out_ids)
+    readme = describe(model, corpus, seen(options.steps), bytes_per_token)
     curve = ", ".join(f"{step}: {loss:.4f}" for step, loss in report.held_out)
-    text += f"\nHeld-out loss of every 16th window by step: {curve}\n"
-    (options.directory / "README.md").write_text(text, encoding="utf-8")
-    print(text)
+    readme += f"\nHeld-out loss of {len(watched.held_out)} windows by step: {curve}\n"
+    save(model, tokenizer, options.directory, readme)
+    print(readme)
 
 
 if __name__ == "__main__":

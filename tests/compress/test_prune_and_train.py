@@ -158,9 +158,22 @@ def test_kinds_come_in_one_order() -> None:
 def test_flags_put_a_pruner_before_and_a_trainer_behind() -> None:
     assert [s.method for s in from_flags("halver", "int4_g32").steps] == ["halver", "rtn"]
     assert [s.method for s in from_flags("shrinker", "int4_g32").steps] == ["rtn", "shrinker"]
-    for method in ("halver", "shrinker"):
-        with pytest.raises(ConfigError, match="has no format"):
-            Step(method, "int4_g32")
+    with pytest.raises(ConfigError, match="has no format"):
+        Step("halver", "int4_g32")
+
+
+def test_a_trainer_with_a_format_of_its_own_brings_its_encoder() -> None:
+    outside, plain = Step("rtn", "int8_g32", ("embed",)), Step("shrinker", select=("q",))
+    made = Recipe((Step("halver"), outside, Step("shrinker", "int3_g32", ("down",)), plain))
+    encoders = (outside, Step("rtn", "int3_g32", ("down",)))
+    assert made.steps == (Step("halver"), *encoders, Step("shrinker", select=("down",)), plain)
+    assert Recipe.from_dict(made.to_dict()) == made
+    assert made.digest() == Recipe(made.steps).digest()
+    assert [s.method for s in Recipe((Step("shrinker", "int3_g32"),)).steps] == ["rtn", "shrinker"]
+    with pytest.raises(FormatError):
+        Step("shrinker", "int99")
+    with pytest.raises(ConfigError, match="out of order"):
+        Recipe((Step("shrinker", "int3_g32"), Step("rtn", "int4_g32")))
 
 
 def test_what_is_not_encoded_is_neither_pruned_nor_trained(tmp_path: Path) -> None:

@@ -65,6 +65,16 @@ def test_zero_steps_are_the_encoding(encoder: str, format: str, tmp_path: Path) 
         np.testing.assert_array_equal(trained[role], expected, err_msg=str(role))
 
 
+def test_a_format_of_its_own_starts_at_round_to_nearest(tmp_path: Path) -> None:
+    own = {"method": "qat", "format": "int3_g32", "options": {**FAST, "steps": 0}}
+    outside = {"method": "rtn", "format": "int8_g32", "select": ["embed", "head"]}
+    path = small_model("qwen2", tmp_path / "m")
+    trained = weights(built(path, Recipe.from_dict({"steps": [outside, own]}), tmp_path / "own"))
+    plain = weights(built(path, without_training(recipe("rtn", "int3_g32")), tmp_path / "plain"))
+    for role, expected in plain.items():
+        np.testing.assert_array_equal(trained[role], expected, err_msg=str(role))
+
+
 def test_training_moves_every_matrix_of_the_blocks_towards_the_model_as_it_came(
     tmp_path: Path,
 ) -> None:

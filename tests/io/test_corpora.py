@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from octavo.io import corpora
-from octavo.io.corpora import human_eval, stdlib_code, wikipedia
+from octavo.io.corpora import human_eval, stdlib_code, stdlib_packages, wikipedia
 from octavo.io.wiki_markup import plain_text
 
 PAGE = (
@@ -64,6 +64,18 @@ def test_code_splits_share_no_file() -> None:
     lines = {line for line in first.splitlines() if len(line) > 60}
     shared = [line for line in second.splitlines() if len(line) > 60 and line in lines]
     assert len(shared) < len(lines) / 50
+
+
+def runs_of_lines(text: str, count: int = 60) -> set[str]:
+    lines = [line for line in text.splitlines() if line.strip()]
+    return {"\n".join(lines[i : i + count]) for i in range(len(lines) - count + 1)}
+
+
+def test_code_that_is_trained_on_shares_no_passage_with_what_is_held_out() -> None:
+    held_out = runs_of_lines(stdlib_code("evaluation"))
+    assert not held_out & runs_of_lines(stdlib_code("calibration"))
+    assert not held_out & runs_of_lines(packages := stdlib_packages())
+    assert packages.count("def ") > 1000
 
 
 def test_problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

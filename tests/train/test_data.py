@@ -45,6 +45,18 @@ def test_overlapping_texts_are_refused(bos: int | None) -> None:
     make_corpus(range(100), range(98, 120), 4, bos)  # two tokens in common are no window
 
 
+@given(st.lists(st.integers(0, 2), min_size=6, max_size=40), st.integers(0, 2**32))
+def test_a_copy_anywhere_is_found_and_nothing_else(text: list[int], seed: int) -> None:
+    held_out = np.random.default_rng(seed).integers(0, 3, 9).tolist()
+    windows = [held_out[0:5], held_out[4:9]]
+    copied = any(text[i : i + 5] in windows for i in range(len(text) - 4))
+    if not copied:
+        make_corpus(text, held_out, 4)
+        return
+    with pytest.raises(UserError, match="overlaps"):
+        make_corpus(text, held_out, 4)
+
+
 def test_a_copy_at_the_very_end_is_found() -> None:
     with pytest.raises(UserError, match="overlaps"):
         make_corpus(range(50), range(45, 50), 4)

