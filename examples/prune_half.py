@@ -1,10 +1,11 @@
 """Half of the weights of a model's blocks become zeros: what that costs by each method.
 
-python examples/prune_half.py [MODEL] [TEXT.txt] [--sequences 16] [--length 512] [--tokens 4096]
+python examples/prune_half.py [MODEL] [TEXT.txt] [--code] [--sequences 16] [--length 512]
 
 Prunes only (what stays is bf16, or what the method moves it to), any weight and 2:4, by magnitude,
 Wanda and SparseGPT. Half of the text calibrates, the other half measures, natively; without a
-text, articles of Wikipedia do. Prints a table; fails unless dense < SparseGPT, Wanda < magnitude.
+text, articles of Wikipedia do. With --code even modules of Python's standard library calibrate and
+odd ones measure. Prints a table; fails unless dense < SparseGPT, Wanda < magnitude.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from octavo.compress.job import compress, read_material
 from octavo.compress.pruning import pruned_recipe
 from octavo.compress.recipe import Calibration, Recipe
 from octavo.evals.divergence import DivergenceReport
+from octavo.io.corpora import stdlib_code
 from octavo.io.hub import resolve_model
 
 METHODS = ("magnitude", "wanda", "sparsegpt")
@@ -30,13 +32,14 @@ def recipe(method: str, pattern: str, text: Calibration, seed: int = 0) -> Recip
     return Recipe(made.steps, fallback="none", calibration=text, seed=seed)
 
 
-def measured(model: Path, made: Recipe, tokens: int) -> DivergenceReport:
-    """What the held-out half says of the pruned model."""
+def measured(model: Path, made: Recipe, tokens: int, code: bool) -> DivergenceReport:
+    """What the held-out half of the text says of the pruned model, or the odd modules, which are
+    always measured too."""
     material = read_material(model, made, limit=tokens)
     with tempfile.TemporaryDirectory() as directory:
         result = compress(model, made, Path(directory) / "pruned", material)
     assert result.quality is not None
-    return result.quality.texts[0][1]
+    return result.quality.texts[int(code)][1]
 
 
 def row(method: str, pattern: str, found: DivergenceReport) -> str:
@@ -51,16 +54,26 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?", default="smollm2-135m")
     parser.add_argument("text", nargs="?", default="")
+    parser.add_argument("--code", action="store_true")
     parser.add_argument("--sequences", type=int, default=16)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--tokens", type=int, default=4096)
     asked = parser.parse_args()
-    text = Calibration(asked.text, asked.sequences, asked.length)
+    with tempfile.TemporaryDirectory() as scratch:
+        if asked.code:
+            asked.text = str(Path(scratch) / "even-modules.py")
+            Path(asked.text).write_text(stdlib_code("calibration"), encoding="utf-8")
+        return compare(asked, Calibration(asked.text, asked.sequences, asked.length))
+
+
+def compare(asked: argparse.Namespace, text: Calibration) -> int:
     model = resolve_model(asked.model)
     print("| method | pattern | perplexity | mean KL | same top token |\n|---|---|---|---|---|")
     in_order = True
     for pattern in PATTERNS:
-        found = {m: measured(model, recipe(m, pattern, text), asked.tokens) for m in METHODS}
+        found = {
+            m: measured(model, recipe(m, pattern, text), asked.tokens, asked.code) for m in METHODS
+        }
         dense = found["magnitude"].base_perplexity
         print(f"| dense | | {dense.value:.2f} ({dense.low:.2f} to {dense.high:.2f}) | | |")
         for method, report in found.items():

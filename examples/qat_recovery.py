@@ -1,9 +1,10 @@
 """How much of what post-training quantization loses does training win back?
 
-python examples/qat_recovery.py MODEL --format int3_g64 --steps 200
+python examples/qat_recovery.py MODEL --format int3_g64 --steps 200 [--code]
 
 Every post-training method, then quantization-aware training from the best of them, at the same
-bits and on the same calibration text; perplexities are the native executor's on held-out text.
+bits and on the same calibration text; perplexities are the native executor's on held-out text:
+Wikipedia's odd articles, or with --code odd modules of Python's standard library.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import argparse
 import tempfile
 import time
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from octavo.evals.statistics import Blocks, Estimate, estimate
 from octavo.evals.windows import split
 from octavo.formats.quantized import QuantizedTensor
 from octavo.io.checkpoint import open_model
+from octavo.io.corpora import stdlib_code
 from octavo.io.hub import resolve_model
 from octavo.io.weights import TensorView, WeightSource
 from octavo.spec.decoder import DecoderSpec, Role
@@ -159,6 +161,20 @@ def settings(options: argparse.Namespace) -> Calibration:
     return Calibration(options.text, options.sequences, options.length)
 
 
+def code(scratch: Path) -> str:
+    """A file of the even modules: its first half calibrates, none of it is judged on."""
+    path = scratch / "even-modules.py"
+    path.write_text(stdlib_code("calibration"), encoding="utf-8")
+    return str(path)
+
+
+def judged_on(material: Material, options: argparse.Namespace) -> Material:
+    """Material with the one text that is scored: of two held-out ones the second is code."""
+    return replace(
+        material, held_out=material.held_out[1:] if options.code else material.held_out[:1]
+    )
+
+
 def line(run: Run) -> str:
     found = run.perplexity()
     interval = f"{found.low:.3f} to {found.high:.3f}"
@@ -176,19 +192,20 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=255)
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--patience", type=int, default=3)
-    parser.add_argument("--text", default="")
+    parser.add_argument("--code", action="store_true")
     parser.add_argument("--sequences", type=int, default=64)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--held-out", type=int, default=8192)
     options = parser.parse_args()
     options.path = resolve_model(options.model)
     with tempfile.TemporaryDirectory() as scratch:
+        options.text = code(Path(scratch)) if options.code else ""
         compare(options, Path(scratch))
 
 
 def compare(options: argparse.Namespace, scratch: Path) -> None:
     probe = Recipe(encoding("gptq", options.format), calibration=settings(options))
-    material = read_material(options.path, probe, limit=options.held_out)
+    material = judged_on(read_material(options.path, probe, limit=options.held_out), options)
     base = Run("as it came", score(options.path, material), 0.0)
     print(f"| {options.format} | perplexity (95 %) | minutes |\n|---|---|---|")
     print(line(base), flush=True)
@@ -201,9 +218,9 @@ def compare(options: argparse.Namespace, scratch: Path) -> None:
     share = recovered(base, runs[best], after)
     print(
         f"\nrecovered {share.value:.1%} ({share.low:.1%} to {share.high:.1%}) of what {best} "
-        f"loses; {material.name}, {len(base.losses)} tokens scored, {options.sequences} x "
-        f"{options.length} to calibrate and train on, {options.steps} steps of {options.batch} x "
-        f"{options.context} tokens at {options.rate:g}"
+        f"loses; {material.held_out[0].name}, {len(base.losses)} tokens scored, "
+        f"{options.sequences} x {options.length} to calibrate and train on, "
+        f"{options.steps} steps of {options.batch} x {options.context} tokens at {options.rate:g}"
     )
 
 

@@ -1,0 +1,119 @@
+"""Give a model phrases of Python's standard library: fewer tokens, at which loss, at which speed?
+
+python examples/phrases.py MODEL DIRECTORY [--count 1500] [--steps 400] [--whole]
+
+Mined and trained on the even modules, judged on odd ones: tokens, bits per byte (paired intervals),
+and characters per second of both models, each fed the same text token by token with one thread, in
+turns, by the fastest of several times. DIRECTORY keeps the model with phrases.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from octavo.backends.base import WANT_TOKEN, RuntimeConfig
+from octavo.backends.native.backend import load
+from octavo.evals.scorer import SingleSequence
+from octavo.io.checkpoint import open_model
+from octavo.io.corpora import stdlib_code
+from octavo.io.hub import resolve_model
+from octavo.train import TrainConfig
+from octavo.vocab.measure import TextLoss, cut, difference, start_token, text_losses, tokenizer_of
+from octavo.vocab.mine import MinePlan
+from octavo.vocab.phrase_job import PhrasePlan, add_phrases
+
+CONTEXT = 1024
+F64 = npt.NDArray[np.float64]
+
+
+def seconds(path: Path, pieces: Sequence[str]) -> F64:
+    """Of each piece, decoded token by token behind an empty context."""
+    found = []
+    with open_model(path) as model:
+        tokenizer = tokenizer_of(model)
+        begin = start_token(model, tokenizer)
+        config = RuntimeConfig(context=CONTEXT, max_seqs=1, threads=1)
+        with closing(load(model.spec, model.source, config)) as executor:
+            sequence = SingleSequence(executor)
+            for piece in pieces:
+                tokens = [begin, *tokenizer.encode(piece, add_special=False)]
+                sequence.restart()
+                started = time.perf_counter()
+                for token in tokens[:-1]:
+                    sequence.step([token], WANT_TOKEN)
+                found.append(time.perf_counter() - started)
+    return np.array(found)
+
+
+def fastest(paths: Sequence[Path], pieces: Sequence[str], repeats: int) -> list[float]:
+    """Characters per second of each model, by the least time of each piece."""
+    times: dict[Path, list[F64]] = {path: [] for path in paths}
+    for _ in range(repeats):
+        for path in paths:
+            times[path].append(seconds(path, pieces))
+    characters = sum(map(len, pieces))
+    return [characters / float(np.min(times[path], axis=0).sum()) for path in paths]
+
+
+def report(base: TextLoss, phrases: TextLoss) -> None:
+    gap = difference(phrases, base)
+    ratio = phrases.tokens_per_byte / base.tokens_per_byte
+    print("| | base | phrases | |\n|---|---|---|---|")
+    print(
+        f"| tokens per byte | {base.tokens_per_byte:.4f} | {phrases.tokens_per_byte:.4f} | "
+        f"{ratio - 1:+.1%} |\n"
+        f"| bits per byte | {base.bits_per_byte:.4f} | {phrases.bits_per_byte:.4f} | "
+        f"{gap.value:+.4f} ({gap.low:+.4f} to {gap.high:+.4f}) |",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--count", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--whole", action="store_true")
+    parser.add_argument("--characters", type=int, default=1_000_000)
+    parser.add_argument("--pieces", type=int, default=100)
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    base = resolve_model(options.model)
+    if not options.directory.exists():
+        text = stdlib_code("calibration")[: options.characters]
+        config = TrainConfig(
+            options.steps, options.rate, warmup=options.steps // 20, batch=4,
+            evaluate_every=max(1, options.steps // 5),
+        )  # fmt: skip
+        plan = PhrasePlan(MinePlan(options.count), config, whole=options.whole)
+        found = add_phrases(base, options.directory, plan, text)
+        print(
+            f"{sum(row.phrases for row in found.savings)} phrases; {options.steps} steps of 4 x "
+            f"128 tokens at {options.rate:g}, {'all weights' if options.whole else 'new rows'}: "
+            f"{found.before:.4f} to {found.after:.4f} nats per token"
+        )
+        print("words, phrases, uses, tokens saved:")
+        for row in found.savings:
+            print(f"| {row.words} | {row.phrases} | {row.uses} | {row.saved} |")
+    pieces = cut(stdlib_code("evaluation"))
+    chosen = pieces[:: max(1, len(pieces) // options.pieces)][: options.pieces]
+    [before], [after] = (
+        text_losses(path, [("code", chosen)], CONTEXT) for path in (base, options.directory)
+    )
+    report(before, after)
+    timed = chosen[: max(1, len(chosen) // 10)]
+    slow, fast = fastest((base, options.directory), timed, options.repeats)
+    print(f"| characters per second | {slow:.0f} | {fast:.0f} | {fast / slow - 1:+.1%} |")
+
+
+if __name__ == "__main__":
+    main()
