@@ -1,9 +1,11 @@
 """Distil a model into itself with fewer layers, four ways at equal tokens, and compare.
 
 python examples/distill_smollm2.py MODEL [--keep 4] [--steps 60] [--volumes 32 128] [--svg OUT.svg]
+    [--code]
 
 labels, data (half of it written by the teacher, filtered), logits, on-policy: each student sees the
-same number of tokens, and is judged by KL(teacher || student) on text that none has seen.
+same number of tokens, and is judged by KL(teacher || student) on text that none has seen: articles
+of Wikipedia, or with --code modules of Python's standard library.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from octavo.backends.reference.options import ReferenceOptions
 from octavo.evals.statistics import Blocks, Estimate
 from octavo.formats.number_format import FP32
 from octavo.io.checkpoint import open_model
-from octavo.io.corpora import wikipedia
+from octavo.io.corpora import stdlib_code, wikipedia
 from octavo.io.hub import resolve_model
 from octavo.io.tokenizer import load_tokenizer
 from octavo.train import Labels, ModelTeacher, QatModel, TrainConfig, Trainer
@@ -66,7 +68,7 @@ def read(options: argparse.Namespace) -> Setting:
         teacher = QatModel.load(opened.source, opened.spec, plain)
     ids = [
         tokenizer.encode(text[: options.characters], add_special=False)
-        for text in (wikipedia("calibration"), wikipedia("evaluation"))
+        for text in texts(options.code)
     ]
     text = make_corpus(*ids, options.context)
     text = Corpus(text.train, text.held_out[: options.held_out])
@@ -78,6 +80,12 @@ def read(options: argparse.Namespace) -> Setting:
     )
     kept = evenly(len(teacher.spec.layers), options.keep)
     return Setting(teacher, ModelTeacher(teacher), text, kept, config, runtime)
+
+
+def texts(code: bool) -> tuple[str, str]:
+    """To train on and to judge on."""
+    corpus = stdlib_code if code else wikipedia
+    return corpus("calibration"), corpus("evaluation")
 
 
 def written(setting: Setting, count: int) -> I64:
@@ -169,6 +177,7 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=24)
     parser.add_argument("--characters", type=int, default=600_000)
     parser.add_argument("--volumes", type=int, nargs="*", default=[16, 64, 120])
+    parser.add_argument("--code", action="store_true")
     parser.add_argument("--svg", type=Path)
     options = parser.parse_args()
     torch.manual_seed(0)

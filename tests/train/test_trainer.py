@@ -88,6 +88,15 @@ def test_qat_wins_back_what_rounding_lost(name: str, learned: Any) -> None:
     assert held_out(model) == after
 
 
+def test_ternary_weights_and_8_bit_inputs_learn_from_nothing_almost_as_well(learned: Any) -> None:
+    """BitNet b1.58's layers (arXiv 2402.17764), no step of it in full precision."""
+    model = model_of("ternary_tensor", activations="auto")
+    start = held_out(model)
+    run(model, steps=150)
+    assert held_out(model) < 1.15 * held_out(learned)
+    assert held_out(model) < start - 0.8
+
+
 @pytest.mark.parametrize("name", ["int3_g32", "int2_g32"])
 def test_qat_beats_rounding_after_as_much_training(name: str, learned: Any) -> None:
     """The control: equal steps in fp32, rounded at the end."""

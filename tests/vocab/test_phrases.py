@@ -21,7 +21,8 @@ from octavo.formats.number_format import FP32  # noqa: E402
 from octavo.io.checkpoint import open_model  # noqa: E402
 from octavo.io.phrases import PhraseTable  # noqa: E402
 from octavo.io.tokenizer import load_tokenizer  # noqa: E402
-from octavo.train import QatModel, TrainConfig  # noqa: E402
+from octavo.train import QatModel, TrainConfig, Trainer  # noqa: E402
+from octavo.train.data import make_corpus  # noqa: E402
 from octavo.vocab.measure import cut, difference, text_losses  # noqa: E402
 from octavo.vocab.mine import MinePlan, mine, savings, usage  # noqa: E402
 from octavo.vocab.phrase_job import PhrasePlan, add_phrases  # noqa: E402
@@ -96,6 +97,28 @@ def test_first_rows_weigh_the_end_in_and_the_beginning_out() -> None:
     assert ends[5] > ends[4] > ends[3] > 0
     assert torch.equal(beginnings.flip(0)[32 - 6 : 32 - 3], ends[3:6])
     assert ends.sum() == pytest.approx(1.0)
+
+
+def test_rows_of_the_parts_begin_better_than_random_ones() -> None:
+    """Of a model that has learned its text: what it loses on the text cut into phrases."""
+    spec, masters = tiny_spec(), tiny_masters(tiny_spec())
+    base = QatModel(spec, masters, dict.fromkeys(masters, FP32), ReferenceOptions())
+    text = make_corpus(chain(4000, 1), chain(800, 2), 32)
+    Trainer(base, text, TrainConfig(100, 5e-3, batch=4, evaluate_every=100)).run()
+    table = mine([chain(4000, 1)], MinePlan(20), spell, 32)
+    model = PhraseModel(spec, base.masters, table)
+    tokens = np.array([table.joined(chain(800, 2))[:64]])
+
+    def loss() -> float:
+        with torch.no_grad():
+            return float(model.loss(tokens, model.prepared()))
+
+    begun = loss()
+    for role, rows in model.rows.items():
+        draws = torch.randn(rows.shape, generator=torch.Generator().manual_seed(3))
+        size = model.masters[role].norm(dim=1).mean() / draws.norm(dim=1, keepdim=True)
+        model.rows[role] = draws * size
+    assert begun < loss()
 
 
 @pytest.fixture(scope="module")
