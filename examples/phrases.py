@@ -4,12 +4,15 @@ python examples/phrases.py MODEL DIRECTORY [--count 1500] [--steps 400] [--whole
 
 Mined and trained on the even modules, judged on odd ones: tokens, bits per byte (paired intervals),
 and characters per second of both models, each fed the same text token by token with one thread, in
-turns, by the fastest of several times. DIRECTORY keeps the model with phrases.
+turns, by the fastest of several times. DIRECTORY keeps the model with phrases, and with --whole the
+control: the base model (a checkpoint) trained as long on the same text without phrases.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -20,11 +23,14 @@ import numpy.typing as npt
 
 from octavo.backends.base import WANT_TOKEN, RuntimeConfig
 from octavo.backends.native.backend import load
+from octavo.backends.reference.options import ReferenceOptions
 from octavo.evals.scorer import SingleSequence
 from octavo.io.checkpoint import open_model
 from octavo.io.corpora import stdlib_code
 from octavo.io.hub import resolve_model
-from octavo.train import TrainConfig
+from octavo.train import QatModel, TrainConfig, Trainer
+from octavo.train.data import split_corpus
+from octavo.train.hf_export import save_masters
 from octavo.vocab.measure import TextLoss, cut, difference, start_token, text_losses, tokenizer_of
 from octavo.vocab.mine import MinePlan
 from octavo.vocab.phrase_job import PhrasePlan, add_phrases
@@ -62,10 +68,22 @@ def fastest(paths: Sequence[Path], pieces: Sequence[str], repeats: int) -> list[
     return [characters / float(np.min(times[path], axis=0).sum()) for path in paths]
 
 
-def report(base: TextLoss, phrases: TextLoss) -> None:
+def train_control(path: Path, out: Path, text: str, plan: PhrasePlan) -> None:
+    """What training alone gives, to tell it from what phrases give."""
+    with open_model(path) as model:
+        tokenizer = tokenizer_of(model)
+        plain = QatModel.load(model.source, model.spec, ReferenceOptions(format="fp32"))
+        tokens = tokenizer.encode(text, add_special=False)
+    Trainer(plain, split_corpus(tokens, plan.context), plan.train).run()
+    save_masters(plain, json.loads((path / "config.json").read_text(encoding="utf-8")), out)
+    for file in path.glob("tokenizer*.json"):
+        shutil.copy(file, out)
+
+
+def report(name: str, base: TextLoss, phrases: TextLoss) -> None:
     gap = difference(phrases, base)
     ratio = phrases.tokens_per_byte / base.tokens_per_byte
-    print("| | base | phrases | |\n|---|---|---|---|")
+    print(f"| | {name} | phrases | |\n|---|---|---|---|")
     print(
         f"| tokens per byte | {base.tokens_per_byte:.4f} | {phrases.tokens_per_byte:.4f} | "
         f"{ratio - 1:+.1%} |\n"
@@ -89,13 +107,16 @@ def main() -> None:
     options = parser.parse_args()
     base = resolve_model(options.model)
     if not options.directory.exists():
+        options.directory.mkdir(parents=True)
         text = stdlib_code("calibration")[: options.characters]
         config = TrainConfig(
             options.steps, options.rate, warmup=options.steps // 20, batch=4,
             evaluate_every=max(1, options.steps // 5),
         )  # fmt: skip
         plan = PhrasePlan(MinePlan(options.count), config, whole=options.whole)
-        found = add_phrases(base, options.directory, plan, text)
+        found = add_phrases(base, options.directory / "phrases", plan, text)
+        if options.whole:
+            train_control(base, options.directory / "control", text, plan)
         print(
             f"{sum(row.phrases for row in found.savings)} phrases; {options.steps} steps of 4 x "
             f"128 tokens at {options.rate:g}, {'all weights' if options.whole else 'new rows'}: "
@@ -104,14 +125,19 @@ def main() -> None:
         print("words, phrases, uses, tokens saved:")
         for row in found.savings:
             print(f"| {row.words} | {row.phrases} | {row.uses} | {row.saved} |")
+    judge(base, options)
+
+
+def judge(base: Path, options: argparse.Namespace) -> None:
+    made, control = options.directory / "phrases", options.directory / "control"
     pieces = cut(stdlib_code("evaluation"))
     chosen = pieces[:: max(1, len(pieces) // options.pieces)][: options.pieces]
-    [before], [after] = (
-        text_losses(path, [("code", chosen)], CONTEXT) for path in (base, options.directory)
-    )
-    report(before, after)
+    paths = [made, base, *([control] if control.exists() else [])]
+    losses = [text_losses(path, [("code", chosen)], CONTEXT)[0] for path in paths]
+    for name, loss in zip(("base", "base, trained as long"), losses[1:], strict=False):
+        report(name, loss, losses[0])
     timed = chosen[: max(1, len(chosen) // 10)]
-    slow, fast = fastest((base, options.directory), timed, options.repeats)
+    slow, fast = fastest((base, made), timed, options.repeats)
     print(f"| characters per second | {slow:.0f} | {fast:.0f} | {fast / slow - 1:+.1%} |")
 
 
