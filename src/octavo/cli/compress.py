@@ -243,6 +243,8 @@ def _lines(result: Result, quality: Quality) -> Iterator[str]:
         f"{report.bits_per_weight:.2f} bits each; the source has "
         f"{human_decimal(report.source_bytes)}"
     )
+    if result.storage != "octavo":
+        yield f"  stored as {result.storage}: engines that read it load this directory too"
     yield from _encoded(report)
     yield from _cast(report)
     for matrix in report.fallbacks():

@@ -15,9 +15,10 @@ from typing import Any
 from octavo._version import __version__
 from octavo.compress.card import CARD, model_card
 from octavo.compress.state import Stage
+from octavo.compress.storage import storage_of
 from octavo.core.errors import ResourceError
 from octavo.formats.layouts import DENSE
-from octavo.io.artifact import MANIFEST, MANIFEST_FORMAT, QUANT_METHOD, sha256_of
+from octavo.io.artifact import MANIFEST, MANIFEST_FORMAT, sha256_of
 from octavo.io.checkpoint import OpenModel
 from octavo.io.mapping import replacing
 from octavo.io.safetensors_file import write_safetensors
@@ -40,26 +41,27 @@ def write_artifact(
     spec: DecoderSpec,
     whole: Stage,
     content: Mapping[str, object],
-) -> None:
+) -> str:
     """Fill a new directory with the merged stages. `spec`: of what was encoded, whose head may be
     untied from the model's embedding; `content`: what the manifest says beyond tensors and files.
+    Returns how the tensors are stored (`Storage.name`).
 
     Raises UnsupportedError when a GGUF header has no config.json, ResourceError on a full disk.
     """
+    storage = storage_of(spec, whole)
     try:
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
-        quantization = {"quant_method": QUANT_METHOD, "version": MANIFEST_FORMAT}
         untied = model.spec.tied_head and not spec.tied_head
         changes = {"tie_word_embeddings": False} if untied else {}
-        write_config(directory, model, {**changes, "quantization_config": quantization})
+        write_config(directory, model, {**changes, "quantization_config": storage.quantization})
         write_tokenizer(directory, model)
     except OSError as error:
         raise ResourceError(
             f"{directory}: can't be written ({error.strerror or error}): check the directory's "
             "permissions and its free space"
         ) from error
-    write_safetensors(directory / WEIGHTS, whole.arrays, {"format": "octavo"})
+    write_safetensors(directory / WEIGHTS, storage.arrays, storage.metadata)
     tensors = {
         name: {
             "format": str(entry.format),
@@ -68,8 +70,9 @@ def write_artifact(
         }
         for name, entry in sorted(whole.entries.items())
     }
-    head = {"format": MANIFEST_FORMAT, "octavo": __version__}
+    head = {"format": MANIFEST_FORMAT, "octavo": __version__, "storage": storage.name}
     write_manifest(directory, {**head, **content, "tensors": tensors})
+    return storage.name
 
 
 def write_manifest(directory: Path, content: Mapping[str, object]) -> None:

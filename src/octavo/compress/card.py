@@ -9,12 +9,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from octavo.io.artifact import COMPRESSED_TENSORS
+
 CARD = "README.md"
 
 
 def model_card(content: Mapping[str, Any]) -> str:
     """The text. `content` is octavo.json's; its `quality` may be missing or None."""
-    return "\n".join([*_front(content), *_origin(content), *_quality(content), *_use()]) + "\n"
+    parts = (_front(content), _origin(content), _quality(content), _use(content))
+    return "\n".join(line for part in parts for line in part) + "\n"
 
 
 def _front(content: Mapping[str, Any]) -> Iterator[str]:
@@ -81,10 +84,14 @@ def _quality(content: Mapping[str, Any]) -> Iterator[str]:
     yield ""
 
 
-def _use() -> Iterator[str]:
+def _use(content: Mapping[str, Any]) -> Iterator[str]:
     yield from ("## Running it", "", "Here, in this directory:", "", "```")
     yield from ('octavo run . "What is a cache?"', "```", "")
-    yield "In vLLM and transformers, where compressed-tensors can say the formats:"
-    yield from ("", "```", "octavo export . -o OUT --to compressed-tensors")
-    yield from ("vllm serve OUT", "```", "")
+    if content.get("storage") == COMPRESSED_TENSORS:
+        yield "In vLLM and transformers, which load this directory as it is:"
+        yield from ("", "```", "vllm serve .", "```", "")
+    else:
+        yield "In vLLM and transformers, where compressed-tensors can say the formats:"
+        yield from ("", "```", "octavo export . -o OUT --to compressed-tensors")
+        yield from ("vllm serve OUT", "```", "")
     yield "Dequantized, for other engines: `octavo export . -o OUT --to hf --dtype bf16`."

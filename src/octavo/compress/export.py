@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from octavo.compress.artifact import WEIGHTS, write_config, write_tokenizer
 from octavo.compress.pack_quantized import Packed, quantization_config, said
+from octavo.compress.storage import TABLES, left_alone
 from octavo.core.errors import FormatError, UnsupportedError
 from octavo.formats.floats import float_dtype
 from octavo.io.checkpoint import OpenModel, open_model
@@ -28,7 +29,6 @@ FloatType = Literal["fp32", "bf16", "fp16"]
 Array = npt.NDArray[Any]
 
 _TORCH = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-_TABLES = ("embed", "head")
 
 
 def export_hf(model: Path, out: Path, dtype: FloatType = "fp32") -> None:
@@ -64,11 +64,7 @@ def export_compressed_tensors(model: Path, out: Path, dtype: FloatType = "fp32")
         for name, layer in packed.items():
             tensors |= {f"{name}.{key}": array for key, array in layer.parts().items()}
         write_safetensors(directory / WEIGHTS, tensors, {"format": "pt"})
-        # transformers makes a layer of a tied head too, which is then to be left alone.
-        linear = ["lm_head"] if opened.spec.tied_head else []
-        linear += [_ref(opened, role).name.removesuffix(".weight") for role in plain
-                  if role.part not in ("embed", "router") and _is_matrix(opened, role)]  # fmt: skip
-        config = quantization_config(packed, sorted(set(linear)))
+        config = quantization_config(packed, left_alone(opened.spec, plain))
         _write_rest(
             directory, opened, {"quantization_config": config, "torch_dtype": _TORCH[dtype]}
         )
@@ -81,7 +77,7 @@ def _split(model: OpenModel) -> tuple[dict[str, Packed], list[Role]]:
     for role in roles(model.spec):
         view = model.source.tensor(role)
         format = view.format
-        if role.part in _TABLES or len(view.shape) == 1 or (format.plain and format.bits > 8):
+        if role.part in TABLES or len(view.shape) == 1 or (format.plain and format.bits > 8):
             plain.append(role)
             continue
         ref = _ref(model, role)
@@ -128,10 +124,6 @@ def _ref(model: OpenModel, role: Role) -> TensorRef:
 
 def _family(model: OpenModel) -> Family:
     return family_named(model.spec.family)
-
-
-def _is_matrix(model: OpenModel, role: Role) -> bool:
-    return len(model.source.tensor(role).shape) == 2
 
 
 def _write_rest(directory: Path, model: OpenModel, changes: Mapping[str, object]) -> None:

@@ -49,12 +49,14 @@ class Material:
 @dataclass(frozen=True, slots=True)
 class Result:
     """`quality` is None when no held-out text was given. `forecast` stays out of the artifact: what
-    is in it doesn't depend on time."""
+    is in it doesn't depend on time. `storage`: octavo, or compressed-tensors, which other engines
+    load."""
 
     out: Path
     report: CompressionReport
     quality: Quality | None
     forecast: Forecast
+    storage: str
 
 
 def compress(
@@ -84,11 +86,11 @@ def compress(
             report = _report(opened, resolved, stages, whole)
             content = _content(recipe, material, files, opened, report)
             finished = work.path / "artifact"
-            write_artifact(finished, opened, resolved.spec, whole, content)
+            storage = write_artifact(finished, opened, resolved.spec, whole, content)
             quality = _measured(finished, model, material, progress)
             publish(finished, out)
             work.remove()
-    return Result(out, report, quality, forecast)
+    return Result(out, report, quality, forecast, storage)
 
 
 def _length(material: Material) -> int:

@@ -37,6 +37,7 @@ from octavo.spec.decoder import DecoderSpec, Role
 from octavo.spec.graph import role_shape, roles
 
 QUANT_METHOD = "octavo"
+COMPRESSED_TENSORS = "compressed-tensors"  # the other way in which artifacts are stored
 MANIFEST = "octavo.json"
 MANIFEST_FORMAT = 1
 
@@ -67,6 +68,11 @@ def is_artifact(config: Mapping[str, object]) -> bool:
     """Whether a config.json is one of ours."""
     method = config.get("quantization_config")
     return isinstance(method, Mapping) and method.get("quant_method") == QUANT_METHOD
+
+
+def has_manifest(directory: Path) -> bool:
+    """Whether a directory is an artifact of ours, however its tensors are stored."""
+    return (directory / MANIFEST).is_file()
 
 
 def artifact_name(spec: DecoderSpec, role: Role) -> str:
@@ -267,8 +273,7 @@ def verify(directory: Path, manifest: Manifest) -> None:
 
 def open_artifact(directory: Path, spec: DecoderSpec) -> ArtifactSource:
     """Map the tensors after checking every file. Raises ModelFileError or UnsupportedError."""
-    manifest = read_manifest(directory)
-    verify(directory, manifest)
+    manifest = _verified(directory)
     stored = {name: t for file in open_directory(directory) for name, t in file.tensors.items()}
     views = {
         name: ArtifactView(name, entry, _parts(directory, name, entry, stored))
@@ -278,6 +283,26 @@ def open_artifact(directory: Path, spec: DecoderSpec) -> ArtifactSource:
     for name in stored.keys() - known:
         raise damaged(directory, f"tensor {name!r}", f"{MANIFEST} does not know it")
     return ArtifactSource(spec, views, str(directory), _served(directory, manifest))
+
+
+def check_shared(directory: Path, spec: DecoderSpec, formats: Mapping[Role, str]) -> Served:
+    """Check an artifact that is stored as compressed-tensors: its files, and that its tensors have
+    the formats that the manifest says. Returns what it was compressed for. Raises ModelFileError
+    or UnsupportedError."""
+    manifest = _verified(directory)
+    for role, found in formats.items():
+        name = artifact_name(spec, role)
+        entry = manifest.tensors.get(name)
+        if entry is None or str(entry.format) != found:
+            said = "nothing" if entry is None else str(entry.format)
+            raise damaged(directory, f"tensor {name!r}", f"is {found}, {MANIFEST} says {said}")
+    return _served(directory, manifest)
+
+
+def _verified(directory: Path) -> Manifest:
+    manifest = read_manifest(directory)
+    verify(directory, manifest)
+    return manifest
 
 
 def _served(directory: Path, manifest: Manifest) -> Served:

@@ -11,7 +11,13 @@ from typing import Literal
 from octavo.core.closing import Closing
 from octavo.core.errors import UnsupportedError, UserError
 from octavo.io import gguf_source, hf_source
-from octavo.io.artifact import ArtifactSource, is_artifact, open_artifact
+from octavo.io.artifact import (
+    ArtifactSource,
+    check_shared,
+    has_manifest,
+    is_artifact,
+    open_artifact,
+)
 from octavo.io.foreign.source import ForeignSource
 from octavo.io.foreign.table import layout_of
 from octavo.io.gguf_reader import GgufFile, open_gguf
@@ -110,7 +116,12 @@ def _open_directory(path: Path) -> OpenModel:
         plain = FileSource(header.spec, tensors, family.hf_tensor, str(path))
         return _checked(header, plain, tensors)
     source = ForeignSource(header.spec, tensors, family.hf_tensor, str(path), layout)
-    return _checked(header, source, source.views())
+    model = _checked(header, source, source.views())
+    if has_manifest(path):
+        with _closed_on_error(model):
+            formats = {role: str(source.tensor(role).format) for role in roles(header.spec)}
+            source.served = check_shared(path, header.spec, formats)
+    return model
 
 
 def _open_artifact(header: ModelHeader) -> OpenModel:
@@ -137,12 +148,18 @@ def _checked(
     tensors: Mapping[str, StoredTensor],
 ) -> OpenModel:
     model = OpenModel(header, source, tensors)
-    try:
+    with _closed_on_error(model):
         source.check()
+    return model
+
+
+@contextmanager
+def _closed_on_error(model: OpenModel) -> Iterator[None]:
+    try:
+        yield
     except UserError:
         model.close()
         raise
-    return model
 
 
 def _hf_header(directory: Path) -> ModelHeader:

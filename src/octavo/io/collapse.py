@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from octavo.core.errors import UserError
-from octavo.io.artifact import is_artifact, read_manifest
+from octavo.io.artifact import has_manifest, read_manifest
 from octavo.io.checkpoint import OpenModel
 
 
 def refuse_collapsed(model: OpenModel) -> None:
     """Raise UserError, with the figures, for an artifact whose manifest says `collapsed`."""
-    if model.kind != "hf" or not is_artifact(model.metadata):
+    if model.kind != "hf" or not has_manifest(model.path):
         return
     quality = read_manifest(model.path).content.get("quality")
     if not isinstance(quality, Mapping) or not quality.get("collapsed"):

@@ -9,6 +9,7 @@ import numpy as np
 
 from octavo.core.errors import ModelFileError, UnsupportedError
 from octavo.io.foreign.module import Layout, Module, ModuleView
+from octavo.io.served import Served
 from octavo.io.source import HARMLESS, FileSource, Locate, RowsView
 from octavo.io.stored import StoredTensor
 from octavo.spec.decoder import DecoderSpec, Role
@@ -19,7 +20,10 @@ _FLOATS = ("F32", "F16", "BF16")
 
 
 class ForeignSource:
-    """Layers of a tool's layout by role; tensors that the tool left alone as they are."""
+    """Layers of a tool's layout by role; tensors that the tool left alone as they are.
+
+    served  what an artifact of ours was compressed for, that is stored in this layout
+    """
 
     def __init__(
         self,
@@ -33,6 +37,7 @@ class ForeignSource:
         self._origin, self._layout = origin, layout
         self._plain = FileSource(spec, tensors, locate, origin)
         self._parts = _modules(tensors, layout)
+        self.served = Served()
 
     def tensor(self, role: Role) -> ModuleView | RowsView:
         ref = self._locate(self._spec, role)
