@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from octavo.compress.budgeted import (
     SENSITIVITY,
     Budget,
     budgeted,
+    cache_bytes,
     choose,
     keep,
     placeholder,
@@ -31,7 +33,8 @@ from octavo.io.artifact import open_artifact
 from octavo.io.checkpoint import open_model
 from octavo.io.gguf_blocks import dequantize
 from octavo.io.gguf_search import search
-from octavo.spec.decoder import Role
+from octavo.io.served import served_by
+from octavo.spec.decoder import AttentionSpec, DecoderSpec, Role
 from octavo.spec.graph import role_shape
 from support.small_models import material, small_model, tokens
 
@@ -45,6 +48,9 @@ BITS = ("int3_g32", "int4_g32", "int5_g32", "int8_g32")
         ("90MB", Budget(bytes=90_000_000)),
         ("kl:0.02", Budget(kl=0.02)),
         ("kl:2e-2", Budget(kl=0.02)),
+        ("90MB@4096", Budget(bytes=90_000_000, tokens=4096)),
+        ("3bpw@1", Budget(bits=3, tokens=1)),
+        ("kl:0.1@9", Budget(kl=0.1, tokens=9)),
     ],
 )
 def test_budgets_are_read(text: str, expected: Budget) -> None:
@@ -52,7 +58,7 @@ def test_budgets_are_read(text: str, expected: Budget) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "4", "4bp", "-1bpw", "0MB", "kl:", "kl:.", "1..2bpw", "infMB"]
+    "text", ["", "4", "4bp", "-1bpw", "0MB", "kl:", "kl:.", "1..2bpw", "infMB", "9MB@", "9MB@-1"]
 )
 def test_other_budgets_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"4\.25bpw, 90MB or kl:0\.02"):
@@ -193,3 +199,64 @@ def test_measurements_of_another_text_are_refused(model: Path, tmp_path: Path) -
     budgeted(model, placeholder(), Budget(bits=5.0), tokens(1, 24), kept, "rtn")
     with pytest.raises(ConfigError, match="another model, text or method"):
         budgeted(model, placeholder(), Budget(bits=5.0), tokens(1, 24, 1), kept, "rtn")
+
+
+def of_attention(spec: DecoderSpec, layer: int, attention: AttentionSpec) -> DecoderSpec:
+    layers = list(spec.layers)
+    layers[layer] = replace(layers[layer], attention=attention)
+    return replace(spec, layers=tuple(layers))
+
+
+def test_cache_bytes_are_those_of_the_cache(probed: Probing) -> None:
+    """Of heads of 64: two bytes a value, a byte and a scale of two, half a byte and two scales."""
+    spec = probed.spec
+    for layer in range(len(spec.layers)):
+        attention = replace(spec.layers[layer].attention, head_dim=64)
+        spec = of_attention(spec, layer, attention)
+    heads = sum(layer.attention.kv_heads for layer in spec.layers)
+    assert cache_bytes(spec, "bf16", 10) == 2 * 10 * heads * 128
+    assert cache_bytes(spec, "int8", 10) == 2 * 10 * heads * 66
+    assert cache_bytes(spec, "int4", 10) == 2 * 10 * heads * 36
+    first = spec.layers[0].attention
+    windowed = of_attention(spec, 0, replace(first, window=4))
+    assert cache_bytes(windowed, "bf16", 10) == 2 * 128 * (10 * heads - 6 * first.kv_heads)
+
+
+@pytest.fixture(scope="module")
+def cached(probed: Probing) -> Sensitivities:
+    formats = [NumberFormat.parse(name) for name in BITS]
+    return measure(probed, formats, build_encoder("rtn", {}), caches=("bf16", "int8"))
+
+
+def test_coarser_caches_cost_more(cached: Sensitivities) -> None:
+    assert 0 <= cached.cache["bf16"] < cached.cache["int8"]
+
+
+def test_keys_and_values_take_part_in_the_budget(probed: Probing, cached: Sensitivities) -> None:
+    """With many tokens it pays to make the cache small; with none it isn't chosen at all."""
+    spec = probed.spec
+    weights = choose(spec, cached, Budget(bits=5.2))
+    assert weights.kv == ""
+    tokens = 4096
+    least = min(cache_bytes(spec, kv, tokens) for kv in cached.cache)
+    tight = choose(spec, cached, Budget(bytes=weights.bytes + least, tokens=tokens))
+    assert tight.kv == min(cached.cache, key=lambda kv: cache_bytes(spec, kv, tokens))
+    assert tight.bytes <= weights.bytes + least
+    roomy = choose(spec, cached, Budget(bytes=10**9, tokens=tokens))
+    assert roomy.kv == min(cached.cache, key=lambda kv: cached.cache[kv])
+    assert roomy.expected == pytest.approx(
+        min(cached.cache.values()) + sum(min(row.values()) for row in cached.kl.values())
+    )
+
+
+def test_the_artifact_asks_for_the_cache_that_was_chosen(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a"
+    text = tokens(4, 24)
+    with open_model(model) as opened:
+        room = cache_bytes(opened.spec, "int8", 4096)
+    budget = Budget(bytes=120_000 + room, tokens=4096)
+    found, choice = budgeted(model, placeholder(), budget, text, sensitivity_file(out), "rtn")
+    assert choice.kv == found.kv == "int8"  # heads of 16: int4 needs 32
+    compress(model, found, out, material(4))
+    with open_model(out) as opened:
+        assert served_by(opened.source).kv == "int8"

@@ -42,7 +42,7 @@ DIRECTORY = click.Path(path_type=Path)
 @click.option("--activations", multiple=True, metavar="[PART=]A", help="a8, head=a16, ... (docs).")
 @click.option("--kv", type=click.Choice(KV_FORMATS), help="Format of keys and values.")
 @click.option(
-    "--budget", metavar="HOW", help="4.25bpw, 90MB or kl:0.02: a format for every matrix."
+    "--budget", metavar="HOW", help="4.25bpw, 90MB, kl:0.02: formats for all; 90MB@4096: KV too."
 )
 @click.option("--calibration", metavar="TEXTFILE", help="UTF-8 text. [default: Wikipedia]")
 @click.option("--sequences", type=click.IntRange(1), help="Of the text. [default: 32]")
@@ -94,7 +94,7 @@ def command(
         recipe = _recipe(recipe_file, method, number_format, kept_parts(), prune)
     else:
         recipe = _text_of_budget(
-            budget, method, recipe_file or number_format or prune or kept_parts()
+            budget, method, recipe_file or number_format or prune or kept_parts(), kv
         )
     recipe = _with_runtime(recipe, activations, kv)
     recipe = _with_calibration(recipe, calibration, sequences, length, seed)
@@ -160,7 +160,7 @@ def _with_runtime(recipe: Recipe, activations: tuple[str, ...], kv: str | None) 
     )  # fmt: skip
 
 
-def _text_of_budget(budget: str, method: str | None, other: object) -> Recipe:
+def _text_of_budget(budget: str, method: str | None, other: object, kv: str | None) -> Recipe:
     """Checks what goes with --budget, before anything is read."""
     from octavo.compress.budgeted import Budget, check_method, placeholder
 
@@ -168,7 +168,8 @@ def _text_of_budget(budget: str, method: str | None, other: object) -> Recipe:
         raise UserError(
             "--budget chooses the formats: leave --recipe, --format, --keep and --prune out"
         )
-    Budget.parse(budget)
+    if Budget.parse(budget).tokens and kv:
+        raise UserError(f"--budget {budget} chooses the format of keys and values: leave --kv out")
     check_method(method or "")
     return placeholder()
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from octavo.backends.base import KvFormat
 from octavo.backends.reference.decoder import ReferenceDecoder
 from octavo.backends.reference.kv import WholeKv
 from octavo.backends.reference.options import Precision, ReferenceOptions
@@ -39,10 +40,10 @@ class BlockDecoder(ReferenceDecoder):
         super().__init__(spec, kept, formats, ReferenceOptions(dtype=dtype))
         self.watcher: Watcher | None = None
 
-    def run_layer(self, layer: int, x: Tensor) -> Tensor:
+    def run_layer(self, layer: int, x: Tensor, kv: KvFormat = "fp32") -> Tensor:
         """The block's output [tokens, hidden] for one whole sequence [tokens, hidden]."""
         with torch.no_grad():
-            return self.layer(layer, x, self._rope(layer, len(x)), WholeKv())
+            return self.layer(layer, x, self._rope(layer, len(x)), WholeKv(kv))
 
     def learnable_layer(self, layer: int, x: Tensor) -> Tensor:
         """The same, for gradients with respect to the weights."""

@@ -1,7 +1,8 @@
 """A budget becomes a recipe: sensitivities, an allocation, and a step per format.
 
 The budget counts what the artifact stores, all tensors and all parameters included; a tied head is
-counted once.
+counted once. `90MB@4096` counts keys and values of 4,096 tokens too, and chooses their format with
+the others.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from octavo.backends.base import KvFormat
+from octavo.backends.served import kv_reasons
 from octavo.compress.artifact import add_file
 from octavo.compress.budget import Allocation, Item, allocate, allocate_cost, check_room
 from octavo.compress.recipe import Recipe, Step, matrices, role_name
@@ -23,6 +26,7 @@ from octavo.compress.table import build_encoder
 from octavo.core.errors import ConfigError
 from octavo.formats import rtn
 from octavo.formats.gguf_formats import gguf_type_of
+from octavo.formats.kv import kv_head_bytes
 from octavo.formats.number_format import NumberFormat
 from octavo.io.checkpoint import open_model
 from octavo.io.gguf_search import SHAPES
@@ -42,46 +46,69 @@ CANDIDATES = (
 METHODS_OF_BUDGETS = ("searched", "gptq", "rtn")
 PROBED = 2048  # tokens of the calibration text on which sensitivities are measured
 _LOGITS = 1 << 27  # of the probed text at most: they stay in memory
-_BUDGET = re.compile(r"(?:(?P<bits>[0-9.]+)bpw|(?P<mb>[0-9.]+)MB|kl:(?P<kl>[0-9.eE-]+))")
+CACHES: tuple[KvFormat, ...] = ("bf16", "int8", "int4")
+_BUDGET = re.compile(
+    r"(?:(?P<bits>[0-9.]+)bpw|(?P<mb>[0-9.]+)MB|kl:(?P<kl>[0-9.eE-]+))(?:@(?P<tokens>[0-9]{1,9}))?"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """One of three: bits per parameter, bytes of tensors, or the expected mean KL."""
+    """One of three: bits per parameter, bytes of tensors, or the expected mean KL. `tokens` whose
+    keys and values count as well; 0: none."""
 
     bits: float = 0.0
     bytes: int = 0
     kl: float = 0.0
+    tokens: int = 0
 
     @classmethod
     def parse(cls, text: str) -> Budget:
-        """`4.25bpw`, `90MB` (of 10^6 bytes) or `kl:0.02`. Raises ConfigError."""
+        """`4.25bpw`, `90MB` (of 10^6 bytes) or `kl:0.02`, each with or without `@TOKENS`. Raises
+        ConfigError."""
         match = _BUDGET.fullmatch(text.strip())
         try:
             value = float(next(filter(None, match.groups()))) if match else 0.0
         except ValueError:
             value = 0.0
         if match is None or not value > 0 or not np.isfinite(value):
-            raise ConfigError(f"budget {text!r}: give it as 4.25bpw, 90MB or kl:0.02")
+            raise ConfigError(
+                f"budget {text!r}: give it as 4.25bpw, 90MB or kl:0.02, and @4096 behind it where "
+                "keys and values of so many tokens count"
+            )
+        tokens = int(match["tokens"] or 0)
         if match["bits"]:
-            return cls(bits=value)
-        return cls(bytes=round(value * 1e6)) if match["mb"] else cls(kl=value)
+            return cls(bits=value, tokens=tokens)
+        in_bytes = cls(bytes=round(value * 1e6), tokens=tokens)
+        return in_bytes if match["mb"] else cls(kl=value, tokens=tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A format for every matrix, by name. `expected`: the KL that the table adds up to."""
+    """A format for every matrix, by name. `expected`: the KL that the table adds up to. `kv`: the
+    format of keys and values, "" where they were no part of the budget, else among the `bytes`."""
 
     formats: Mapping[str, str]
     bytes: int
     expected: float
     gap: float
+    kv: str = ""
 
 
 def stored_bytes(format: NumberFormat, shape: tuple[int, int]) -> int:
     """Bytes of a matrix in an artifact, whose sub-scales take a byte each."""
     row = rtn.encode(np.ones((1, shape[1]), np.float32), format)
     return row.nbytes * shape[0]
+
+
+def cache_bytes(spec: DecoderSpec, format: str, tokens: int) -> int:
+    """Bytes of keys and values of so many tokens; a layer with a window holds no more than it."""
+    total = 0
+    for layer in spec.layers:
+        attention = layer.attention
+        held = tokens if attention.window is None else min(tokens, attention.window)
+        total += 2 * held * attention.kv_heads * kv_head_bytes(format, attention.head_dim)
+    return total
 
 
 def choose(
@@ -98,10 +125,16 @@ def choose(
         )
         for n, row in zip(names, options, strict=True)
     ]
+    caches = list(table.cache) if budget.tokens else []
+    if caches:
+        sizes = [cache_bytes(spec, format, budget.tokens) for format in caches]
+        items.append(Item(np.array(sizes), np.array(list(table.cache.values()))))
     rest = _rest_bytes(spec)
     found = _allocated(items, spec, budget, rest)
-    formats = {n: row[p] for n, row, p in zip(names, options, found.picks, strict=True)}
-    return Choice(formats, found.size + rest, found.cost, found.gap)
+    kv = caches[found.picks[-1]] if caches else ""
+    picks = found.picks[: len(names)]
+    formats = {n: row[p] for n, row, p in zip(names, options, picks, strict=True)}
+    return Choice(formats, found.size + rest, found.cost, found.gap, kv)
 
 
 def _allocated(items: Sequence[Item], spec: DecoderSpec, budget: Budget, rest: int) -> Allocation:
@@ -123,7 +156,13 @@ def _check_room(spec: DecoderSpec, formats: Sequence[NumberFormat], budget: Budg
     shapes = [(shape[0], shape[1]) for shape in (role_shape(spec, r) for r in matrices(spec))]
     sizes = [[stored_bytes(f, shape) for f in formats if takes(f, shape)] for shape in shapes]
     least = sum(min(row, default=0) for row in sizes)
+    if budget.tokens:
+        least += min(cache_bytes(spec, kv, budget.tokens) for kv in _caches(spec))
     check_room(least, _limit(spec, budget) - _rest_bytes(spec))
+
+
+def _caches(spec: DecoderSpec) -> list[KvFormat]:
+    return [kv for kv in CACHES if not kv_reasons(spec, kv)]
 
 
 def _rest_bytes(spec: DecoderSpec) -> int:
@@ -140,7 +179,7 @@ def recipe_of(choice: Choice, base: Recipe, method: str, tied: bool) -> Recipe:
         how = "rtn" if name == "embed" and not tied else method or _method_of(format)
         by_format.setdefault((how, format), []).append(name)
     steps = [Step(how, format, tuple(names)) for (how, format), names in by_format.items()]
-    return replace(base, steps=tuple(steps))
+    return replace(base, steps=tuple(steps), kv=choice.kv or base.kv)
 
 
 def _method_of(format: str) -> str:
@@ -170,7 +209,8 @@ def budgeted(
             "tokens": hashlib.sha256(probed.tobytes()).hexdigest(),
         })  # fmt: skip
         probing = Probing(opened.source, spec, probed)
-        table = measure(probing, formats, encoder, kept, progress)
+        caches = _caches(spec) if budget.tokens else []
+        table = measure(probing, formats, encoder, kept, progress, caches)
     choice = choose(spec, table, budget)
     return recipe_of(choice, base, method, spec.tied_head), choice
 
@@ -200,7 +240,7 @@ def keep(out: Path, choice: Choice) -> None:
     table = json.loads(kept.read_text(encoding="utf-8"))
     add_file(out, SENSITIVITY, {
         "expected_kl": choice.expected, "gap": choice.gap, "formats": dict(choice.formats),
-        "kl": table,
+        "kv": choice.kv, "kl": table,
     })  # fmt: skip
     kept.unlink()
     kept.with_suffix(".identity.json").unlink(missing_ok=True)

@@ -7,6 +7,7 @@ output, tr((W - Q) H (W - Q)^T), taken on a sample of rows:
 
     KL(m, f) = KL(m, probe) * error(m, f) / error(m, probe)
 
+What a format of keys and values costs is measured end to end, on the source's own weights.
 Measurements are kept in a file as they are made: a run that was interrupted goes on.
 """
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from octavo.backends.base import KvFormat
 from octavo.compress.base import Encoder, LinearStats
 from octavo.compress.block import BlockDecoder, load_tensor
 from octavo.compress.recipe import matrices, role_name
@@ -41,6 +43,7 @@ Progress = Callable[[str, int, int], None]
 Table = Mapping[str, Mapping[str, float]]  # matrix -> format -> KL
 
 PROBE = "int4_g32"
+CACHE = "kv"  # keys and values, among the matrices' names
 SAMPLED = 96  # rows of a matrix whose error in each format is taken
 
 
@@ -74,12 +77,22 @@ class Probing:
         """Mean KL from the source's distributions when one matrix has these values."""
         decoder = BlockDecoder(self.spec, {**self.weights, role: values})
         first = len(self.spec.layers) if role.part == "head" else role.layer or 0
+        inputs = self._inputs[first]
+        if role.part == "embed":
+            inputs = [decoder.embed(row) for row in self.tokens]
+        return self._kl(decoder, inputs, first)
+
+    def kl_of_cache(self, format: KvFormat) -> float:
+        """The same when keys and values are stored in this format."""
+        return self._kl(self._decoder, self._inputs[0], 0, format)
+
+    def _kl(
+        self, decoder: BlockDecoder, inputs: Sequence[Tensor], first: int, kv: KvFormat = "fp32"
+    ) -> float:
         total = 0.0
-        for n, base in enumerate(self._base):
-            embeds = role.part == "embed"
-            x = decoder.embed(self.tokens[n]) if embeds else self._inputs[first][n]
+        for base, x in zip(self._base, inputs, strict=True):
             for layer in range(first, len(self.spec.layers)):
-                x = decoder.run_layer(layer, x)
+                x = decoder.run_layer(layer, x, kv)
             found = self._log_probs(decoder, x)
             total += float((base.exp() * (base - found)).sum(dtype=torch.float64))
         return total / self.tokens.size
@@ -118,10 +131,12 @@ class Probing:
 
 @dataclass(frozen=True, slots=True)
 class Sensitivities:
-    """`kl`: the table;  `probe`: measured KL of each matrix, by name, in the probing format."""
+    """`kl`: the table;  `probe`: measured KL of each matrix, by name, in the probing format;
+    `cache`: measured KL by format of keys and values."""
 
     kl: Table
     probe: Mapping[str, float]
+    cache: Mapping[str, float] = field(default_factory=dict)
 
 
 def measure(
@@ -130,22 +145,29 @@ def measure(
     encoder: Encoder,
     kept: Path | None = None,
     progress: Progress | None = None,
+    caches: Sequence[KvFormat] = (),
 ) -> Sensitivities:
-    """The table for every matrix and every format that its shape takes. `kept`: a JSON file of what
-    was measured before, of the same model, text and formats; it is added to."""
+    """The table for every matrix and every format that its shape takes, and `caches` for keys and
+    values. `kept`: a JSON file of what was measured before, of the same model, text and formats; it
+    is added to."""
     found = _read(kept)
-    todo = matrices(probing.spec)
-    for done, role in enumerate(todo, 1):
-        name = role_name(role)
+    roles_of = {role_name(role): role for role in matrices(probing.spec)}
+    todo = [*roles_of, CACHE] if caches else list(roles_of)
+    for done, name in enumerate(todo, 1):
         if name not in found:
-            found[name] = _one(probing, role, formats, encoder)
+            found[name] = (
+                {format: probing.kl_of_cache(format) for format in caches}
+                if name == CACHE
+                else _one(probing, roles_of[name], formats, encoder)
+            )
             if kept is not None:
                 with replacing(kept) as file:
                     file.write(json.dumps(found, indent=1).encode())
         if progress:
             progress("sensitivity", done, len(todo))
+    cache = found.pop(CACHE, {})
     table = {name: {f: v for f, v in row.items() if f != "probe"} for name, row in found.items()}
-    return Sensitivities(table, {name: row["probe"] for name, row in found.items()})
+    return Sensitivities(table, {name: row["probe"] for name, row in found.items()}, cache)
 
 
 def _one(

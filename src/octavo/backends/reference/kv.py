@@ -55,11 +55,16 @@ class DenseKv:
 
 class WholeKv:
     """For whole sequences that nothing follows: keeps nothing, and takes torch's fused attention,
-    which is several times faster than the formula and rounds differently."""
+    which is several times faster than the formula and rounds differently. Keys and values are
+    rounded as a cache of `format` does."""
+
+    def __init__(self, format: KvFormat = "fp32") -> None:
+        self._format = format
 
     def attend(
         self, layer: int, spec: AttentionSpec, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
     ) -> torch.Tensor:
+        k, v = round_kv(k, v, self._format)
         at = torch.arange(len(q), device=q.device)
         if spec.softcap is not None:
             return attend(spec, q, k, v, at, at)
