@@ -1,0 +1,49 @@
+"""HumanEval: programs are put together as its own code does, and completions are judged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from octavo import LLM
+from octavo.backends.base import RuntimeConfig
+from octavo.core.errors import ModelFileError
+from octavo.harness.human_eval import Attempt, Problem, attempts, pass_at_1, read_problems
+from octavo.harness.sandbox import can_confine, run
+from support.served_process import tiny_chat_gguf
+
+ADD = Problem(
+    "T/0", "def add(a, b):\n", "add", "def check(candidate):\n    assert candidate(2, 3) == 5\n"
+)
+
+
+def line(problem: Problem) -> str:
+    names = {"task_id": problem.name, "prompt": problem.prompt, "entry_point": problem.entry_point}
+    return json.dumps({**names, "test": problem.test, "canonical_solution": ""}) + "\n"
+
+
+def test_problems_are_read() -> None:
+    assert read_problems((line(ADD) * 2).encode()) == (ADD, ADD)
+
+
+@pytest.mark.parametrize("bad", ["{}", "[1]", "x", '{"task_id": 1}'])
+def test_a_line_that_is_no_problem_is_named(bad: str) -> None:
+    with pytest.raises(ModelFileError, match="line 2"):
+        read_problems(f"{line(ADD)}{bad}\n".encode())
+
+
+@pytest.mark.skipif(not can_confine(), reason="no Landlock or user namespaces here")
+def test_right_and_wrong_completions() -> None:
+    assert run(ADD.program("    return a + b\n")) == "passed"
+    assert run(ADD.program("    return a - b\n")) == "failed"
+
+
+@pytest.mark.skipif(not can_confine(), reason="no Landlock or user namespaces here")
+def test_a_model_without_a_clue_passes_nothing(tmp_path: Path) -> None:
+    path = tiny_chat_gguf(tmp_path / "tiny.gguf")
+    with LLM(str(path), config=RuntimeConfig(context=128, threads=1)) as llm:
+        [found] = attempts(llm, [ADD], max_tokens=8)
+    assert found.outcome == "failed"
+    assert pass_at_1([found, Attempt("T/1", "", "passed")]) == 0.5
