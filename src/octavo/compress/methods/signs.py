@@ -2,7 +2,7 @@
 
 Binary (XNOR-Net's BWN, arXiv 1603.05279, eq. 6): |w - s sign(w)|^2 is least at s = mean|w|. Ternary
 (Ternary Weight Networks, arXiv 1605.04711, eq. 5): of |w - s t|^2 with t in {-1, 0, 1} the best t
-keeps the largest |w|, and with k kept the best s is their mean, which leaves |w|^2 - (sum|w|)^2 / k.
+keeps the largest |w|; with k kept the best s is their mean, and |w|^2 - (sum|w|)^2 / k is left.
 TWN guesses the threshold from a distribution; here every k is tried, so the optimum is exact. With
 weights h that count each error (mean squares of the inputs) the sums are weighted by h, and the
 best t is still a threshold: t = 1 where |w| > s / 2.
