@@ -28,6 +28,7 @@ from octavo.compress.block import (
     load_tensor,
     unchanged,
 )
+from octavo.compress.fisher import FisherFile, squared_gradients
 from octavo.compress.plan import FIRST, LAST, Plan
 from octavo.compress.prepared import check_same
 from octavo.compress.recipe import role_name
@@ -71,6 +72,7 @@ class Driver:
         self._made: dict[Role, QuantizedTensor | NumericsError] = {}  # of the current block
         self._spec = plan.spec
         self._given = tokens
+        self._fisher = FisherFile(work.path)
         self._tokens = tokens if plan.gathers else None
 
     def run(self, progress: Progress | None = None) -> None:
@@ -99,6 +101,10 @@ class Driver:
     def _first(self) -> Stage:
         """The embedding, if it needs no data, and what it gives for the calibration tokens."""
         stage = Stage(StageReport(FIRST), {}, {})
+        if self._plan.fisher and not self._fisher.exists():
+            assert self._given is not None
+            wanted = self._plan.fisher
+            self._fisher.write(squared_gradients(self._source, self._spec, self._given, wanted))
         table: Tensor | None = None
         if self._plan.preparations:
             notes = check_same(self._original, self._source, self._plan)
@@ -327,7 +333,7 @@ class Driver:
             name = artifact_name(self._spec, role)
             if role in self._plan.steps:
                 weight = loaded[role] if loaded else load_tensor(self._source, role)
-                seen = stats.get(role, LinearStats())
+                seen = self._with_gradients(role, stats.get(role, LinearStats()))
                 mask = self._mask(role, weight, seen, notes)
                 tensor, report = self._encode(role, weight, seen, mask)
                 if mask is None and report.method == self._pruning(role):
@@ -348,6 +354,12 @@ class Driver:
         maxima = {**before.maxima, **maxima}
         stage.report = StageReport(before.name, tuple(matrices), (), tuple(notes), maxima)
         return values
+
+    def _with_gradients(self, role: Role, stats: LinearStats) -> LinearStats:
+        if role not in self._plan.fisher:
+            return stats
+        assert self._given is not None
+        return replace(stats, tokens=self._given.size, fisher=self._fisher.read(role))
 
     def _mask(
         self, role: Role, weight: Tensor, stats: LinearStats, notes: list[str]

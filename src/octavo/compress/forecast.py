@@ -36,7 +36,7 @@ def predicted_peak(plan: Plan, length: int) -> int:
     """Bytes that compressing adds to the process, `length` being the tokens of a sequence."""
     layers = range(len(plan.spec.layers))
     blocks = max((_block(plan, layer, length) for layer in layers), default=0)
-    return max(blocks, _outside(plan, length)) + _TEMPORARY
+    return max(blocks, _outside(plan, length), _gradients(plan, length)) + _TEMPORARY
 
 
 def check_memory(need: int) -> None:
@@ -89,6 +89,18 @@ class Watch:
         """Of what was watched; call it when the last stage is done."""
         peak = process_memory().peak
         return Forecast(self._before + self._need, peak, self._predicted, self._seconds)
+
+
+def _gradients(plan: Plan, length: int) -> int:
+    """Weights, gradients and their squares, all at once, and what a text leaves for the way back:
+    its hidden states and rows of the MLP in every layer, logits and their gradients."""
+    if not plan.fisher:
+        return 0
+    spec = plan.spec
+    weights = sum(prod(role_shape(spec, role)) for role in roles(spec))
+    wanted = sum(prod(role_shape(spec, role)) for role in plan.fisher)
+    kept = sum(12 * spec.hidden + 4 * layer.mlp.intermediate for layer in spec.layers)
+    return _FP32 * (weights + 2 * wanted + length * (kept + 3 * spec.vocab))
 
 
 def _outside(plan: Plan, length: int) -> int:

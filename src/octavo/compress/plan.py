@@ -67,9 +67,15 @@ class Plan:
         return self.encoder_needs(role) | self.transform_needs(role)
 
     def encoder_needs(self, role: Role) -> Needs:
-        """Those of its encoder and pruner, and the largest where static activations ask for it."""
+        """Those of its encoder and pruner, and the largest where static activations ask for it.
+        Gradients are no statistics of the input: `fisher` has the roles that want them."""
         static = Needs.ABSMAX if self.static(role) else Needs.NOTHING
-        return self._methods_need(role) | static
+        return self._methods_need(role) & ~Needs.FISHER | static
+
+    @property
+    def fisher(self) -> tuple[Role, ...]:
+        """Matrices whose encoders want squared gradients."""
+        return tuple(r for r in self.encoders if Needs.FISHER in self._methods_need(r))
 
     def _methods_need(self, role: Role) -> Needs:
         needs = self.encoders[role].needs if role in self.encoders else Needs.NOTHING
@@ -104,7 +110,8 @@ class Plan:
     @property
     def needs_data(self) -> bool:
         """Whether there have to be calibration tokens."""
-        return self.gathers or any(trainer.needs_tokens for _, trainer, _ in self.trainers)
+        trains = any(trainer.needs_tokens for _, trainer, _ in self.trainers)
+        return self.gathers or bool(self.fisher) or trains
 
     def stages(self) -> tuple[str, ...]:
         """Names of all stages, in the order in which they are made."""
@@ -113,7 +120,7 @@ class Plan:
 
     def encoded_first(self) -> bool:
         """Whether the embedding is encoded before the blocks: it is their input."""
-        return not self._methods_need(Role("embed"))
+        return not self._methods_need(Role("embed")) & ~Needs.FISHER
 
 
 def plan(recipe: Recipe, spec: DecoderSpec) -> Plan:
@@ -142,7 +149,7 @@ def plan(recipe: Recipe, spec: DecoderSpec) -> Plan:
         _check_needs(spec, role, step, pruner.needs)
     _check_activations(recipe, spec, steps)
     transforms, trainers = _transforms(recipe, spec), _trainers(recipe, spec)
-    return Plan(
+    made_of = Plan(
         spec,
         recipe,
         steps,
@@ -153,6 +160,8 @@ def plan(recipe: Recipe, spec: DecoderSpec) -> Plan:
         {role: (step, blocks[id(step)]) for role, step in together.items()},
         preparations,
     )
+    _check_gradients(made_of)
+    return made_of
 
 
 def _preparations(recipe: Recipe, spec: DecoderSpec) -> Iterator[tuple[Preparation, DecoderSpec]]:
@@ -173,14 +182,19 @@ def _check_blocks(together: Mapping[Role, Step]) -> None:
 
 
 def _check_needs(spec: DecoderSpec, role: Role, step: Step, needs: Needs) -> None:
-    if Needs.FISHER in needs:
-        raise ConfigError(
-            f"{step.method} needs gradients of the loss, which compress doesn't gather"
-        )
-    if role.part == "embed" and needs and not spec.tied_head:
+    if role.part == "embed" and needs & ~Needs.FISHER and not spec.tied_head:
         raise ConfigError(
             f"embed has no inputs to gather statistics of, and {step.method} needs them;"
             " select embed with rtn in a later step"
+        )
+
+
+def _check_gradients(plan: Plan) -> None:
+    if plan.fisher and plan.transforms:
+        before, after = plan.transforms[0][0].method, plan.steps[plan.fisher[0]].method
+        raise ConfigError(
+            f"{after} takes gradients of the source's weights, and {before} changes those: leave "
+            f"one of them out"
         )
 
 

@@ -47,6 +47,7 @@ METHODS = Registry(
         Method("searched", "encode", "octavo.compress.methods.searched:Searched"),
         Method("hqq", "encode", "octavo.compress.methods.hqq:Hqq"),
         Method("kmeans", "encode", "octavo.compress.methods.kmeans:KMeans"),
+        Method("squeezellm", "encode", "octavo.compress.methods.kmeans:FisherKMeans"),
         Method("signs", "encode", "octavo.compress.methods.signs:Signs"),
         Method("awq", "transform", "octavo.compress.methods.awq:Awq", "awq_clip"),
         Method("awq_clip", "encode", "octavo.compress.methods.awq_clip:AwqClip"),

@@ -46,8 +46,8 @@ class KMeans:
     needs: ClassVar[Needs] = Needs.NOTHING
     facts: ClassVar[Facts] = Facts(
         output="approximated", quantizes="weights", choice="learned", format="lut4_g64",
-        source="arXiv 1510.00149, arXiv 2306.07629",
-        synonyms=("weight clustering", "codebook", "deep compression", "squeezellm", "k-means"),
+        source="arXiv 1510.00149",
+        synonyms=("weight clustering", "codebook", "deep compression", "k-means"),
     )  # fmt: skip
 
     start: Start = "optimal"
@@ -104,6 +104,11 @@ class FisherKMeans(KMeans):
     """The same with SqueezeLLM's weights; `stats.fisher` comes from the loss on true tokens."""
 
     needs: ClassVar[Needs] = Needs.FISHER
+    facts: ClassVar[Facts] = Facts(
+        output="approximated", quantizes="weights", choice="learned", format="lut4_g64",
+        source="arXiv 2306.07629",
+        synonyms=("weight clustering", "codebook", "fisher", "sensitivity", "k-means"),
+    )  # fmt: skip
 
     def encode(
         self, weight: Tensor, target: NumberFormat, stats: LinearStats, mask: Tensor | None = None
