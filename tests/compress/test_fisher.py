@@ -1,4 +1,4 @@
-"""Squared gradients: those of the whole decoder, text by text, and what the driver does with them."""
+"""Squared gradients: those of the whole decoder, text by text; what the driver does with them."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_transforms_would_change_what_they_belong_to(tmp_path: Path) -> None:
     recipe = Recipe((Step("awq"), *SQUEEZED.steps))
     with (
         open_model(small_model("llama", tmp_path / "m")) as model,
-        pytest.raises(ConfigError, match="squeezellm takes gradients .* awq"),
+        pytest.raises(ConfigError, match=r"squeezellm takes gradients .* awq"),
     ):
         plan(recipe, model.spec)
 
