@@ -8,6 +8,7 @@ one that drives it.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import signal
@@ -73,7 +74,11 @@ ENGINES: Mapping[str, tuple[str, str]] = {
 
 
 class Child:
-    """The other end of the pipe: a fresh process with one engine."""
+    """The other end of the pipe: a fresh process with one engine.
+
+    It is stopped (SIGSTOP) while it isn't asked anything: some engines' threads go on spinning
+    behind their answer, and would take the others' processors.
+    """
 
     def __init__(self, name: str, setup: Fields, python: str = sys.executable) -> None:
         self.name, self.setup = name, dict(setup)
@@ -87,6 +92,7 @@ class Child:
     def ready(self) -> Child:
         """Wait until it has loaded. Raises RuntimeError when it died."""
         self.facts = self._read()
+        self._process.send_signal(signal.SIGSTOP)
         return self
 
     def do(self, what: Kind, tokens: int) -> float:
@@ -103,9 +109,11 @@ class Child:
 
     def _ask(self, request: Fields) -> dict[str, Any]:
         assert self._process.stdin is not None
+        self._process.send_signal(signal.SIGCONT)
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         answer = self._read()
+        self._process.send_signal(signal.SIGSTOP)
         if "unable" in answer:
             raise NotImplementedError(answer["unable"])
         return answer
@@ -121,6 +129,7 @@ class Child:
     def close(self) -> None:
         """End it; by force when it doesn't end by itself."""
         assert self._process.stdin is not None
+        self._process.send_signal(signal.SIGCONT)
         self._process.stdin.close()
         try:
             self._process.wait(30)
@@ -143,10 +152,17 @@ def _answer(engine: Engine, request: Fields) -> dict[str, Any]:
         return {"unable": str(error)}
 
 
+def _end_with_parent() -> None:
+    """A stopped process doesn't see the end of its pipe."""
+    set_parent_death_signal = 1
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
 def _serve(setup: Fields) -> None:
     """Answers go to the real stdout; whatever a library prints goes to stderr. Ctrl-C is for the
     process that drives this one: the end of its pipe ends the engine."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _end_with_parent()
     answers, sys.stdout = sys.stdout, sys.stderr
     module, name = ENGINES[setup["engine"]]
     engine: Engine = getattr(importlib.import_module(module), name)(setup)

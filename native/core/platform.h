@@ -14,6 +14,9 @@ void* reserve(size_t bytes, bool huge);
 // on data. False when such a limit is reached.
 bool commit(void* memory, size_t bytes);
 void release(void* memory, size_t bytes);
+// Moves into huge pages what of [memory, memory + bytes) is at least half in use, 2 MB at a time.
+// False where the kernel doesn't (Linux before 6.1); then nothing has changed.
+bool condense(void* memory, size_t bytes);
 
 void futex_wait(std::atomic<uint32_t>& word,
                 uint32_t expected);  // returns on a wake, or spuriously

@@ -7,8 +7,17 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cerrno>
+#include <iterator>
+
 namespace octavo::platform {
 namespace {
+
+constexpr uintptr_t kPage = 4096, kHugePage = uintptr_t{2} << 20;
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25  // Linux 6.1
+#endif
 
 long futex(std::atomic<uint32_t>& word, int operation, uint32_t value) {
   static_assert(sizeof(std::atomic<uint32_t>) == sizeof(uint32_t));
@@ -32,6 +41,22 @@ bool commit(void* memory, size_t bytes) {
 
 void release(void* memory, size_t bytes) {
   if (memory != nullptr) munmap(memory, bytes);
+}
+
+bool condense(void* memory, size_t bytes) {
+  const uintptr_t start = reinterpret_cast<uintptr_t>(memory), end = start + bytes;
+  unsigned char in_use[kHugePage / kPage];
+  for (uintptr_t at = (start + kHugePage - 1) & ~(kHugePage - 1); at + kHugePage <= end;
+       at += kHugePage) {
+    void* page = reinterpret_cast<void*>(at);
+    if (mincore(page, kHugePage, in_use) != 0) return false;
+    const auto used = std::count_if(std::begin(in_use), std::end(in_use),
+                                    [](unsigned char one) { return (one & 1) != 0; });
+    if (2 * static_cast<size_t>(used) < std::size(in_use)) continue;
+    // Memory may be too short or too scattered for this one: others still gain.
+    if (madvise(page, kHugePage, MADV_COLLAPSE) != 0 && errno == EINVAL) return false;
+  }
+  return true;
 }
 
 void futex_wait(std::atomic<uint32_t>& word, uint32_t expected) {

@@ -39,14 +39,18 @@ bool Step::attention(int t, const Layer& layer, int index) {
   shared.queries = int64_t{rows_} * layer.heads;
   shared.kv_stride = rows_ * group;
   shared.splits = max_splits_;
-  for (int i; (i = next.fetch_add(1, std::memory_order_relaxed)) < items;) {
-    const Tile& tile = tiles_[static_cast<size_t>(i / (heads * splits))];
-    const int kv_head = i / splits % heads;
-    if (share_splits_) {
-      const int64_t query0 = kv_head * shared.kv_stride + tile.row0 * group;
-      attend_split(t, layer, tile, kv_head, i % splits, shared, query0);
-    } else {
-      attend_tile(t, layer, tile, kv_head);
+  const int share = items / (kSharesPerThread * pool_.threads());
+  const int run = share_splits_ ? std::max(1, share) : 1;  // so that one split fetches the next
+  for (int i0; (i0 = next.fetch_add(run, std::memory_order_relaxed)) < items;) {
+    for (int i = i0; i < std::min(i0 + run, items); ++i) {
+      const Tile& tile = tiles_[static_cast<size_t>(i / (heads * splits))];
+      const int kv_head = i / splits % heads;
+      if (share_splits_) {
+        const int64_t query0 = kv_head * shared.kv_stride + tile.row0 * group;
+        attend_split(t, layer, tile, kv_head, i % splits, shared, query0);
+      } else {
+        attend_tile(t, layer, tile, kv_head);
+      }
     }
   }
   if (!barrier(t, Stage::kAttention)) return false;
@@ -99,6 +103,7 @@ void Step::attend_split(int t, const Layer& layer, const Tile& tile, int kv_head
   args.n_q = tile.rows * group;
   args.key0 = key0;
   args.key1 = key1;
+  args.next_key1 = std::min(key1 + kSplitKeys, high + 1);
   args.window = layer.window;
   args.q = w.query;
   args.q_stride = dim;

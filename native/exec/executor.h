@@ -30,6 +30,7 @@ class Executor {
       if (i == 0) step_.check_times(times);
       const RunStatus status = step_.run();
       if (status != RunStatus::kDone) return status;
+      cache_.wrote(step_.rows());
       wanted_ += step_.wanted();
       if (step_.kv_lost() != 0) break;
     }

@@ -24,6 +24,7 @@ constexpr int kSplitKeys = 256;    // docs/numerics.md: attention splits at fixe
 constexpr int kTileRows = 16;      // query rows of one attention item
 constexpr int kTileQueries = kMaxGroupHeads;  // rows * heads per kv head of one attention item
 constexpr int kSharedSplitRows = 8;  // steps of at most so many rows may share splits over threads
+constexpr int kSharesPerThread = 4;  // runs of splits that a thread takes, about
 constexpr int kBlockRows = 64;       // rows that a thread takes through a layer, at most
 constexpr int kMinBlockRows = 4;     // and at least, lest it wait for weights
 constexpr int kBlocksPerThread = 4;  // or more, so that threads end a layer together
@@ -138,6 +139,7 @@ class Step {
   void advance(StepArrays& arrays) const;
 
   int wanted() const { return static_cast<int>(wanted_.size()); }
+  int rows() const { return rows_; }
   // Keys and values of the last step that the cache's format could not hold (table.h, kv_write).
   int64_t kv_lost() const { return kv_lost_.load(std::memory_order_relaxed); }
   void reset_slot(int slot, const int32_t* prompt, int n_prompt, const int32_t* output,

@@ -37,9 +37,12 @@ template <Wide kMode, int kQuad, int kPanels, int kRows>
 OCTAVO_INLINE void dot_quad(A8Tile<kPanels, kRows>& t, const uint8_t* const* units,
                             const Quads* quads) {
   I v[kPanels];
+#pragma GCC unroll 16
   for (int p = 0; p < kPanels; ++p) v[p] = dot_operand<kMode, kQuad>(units[p], t.table);
+#pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
     const auto q = word<kQuad % 4>(quads[r]);
+#pragma GCC unroll 16
     for (int p = 0; p < kPanels; ++p) t.acc[p][r] = i_dot(t.acc[p][r], v[p], q);
   }
 }
@@ -47,6 +50,7 @@ OCTAVO_INLINE void dot_quad(A8Tile<kPanels, kRows>& t, const uint8_t* const* uni
 template <Wide kMode, int kHalf, int kPanels, int kRows>
 OCTAVO_INLINE void dot_half(A8Tile<kPanels, kRows>& t, const uint8_t* const* units, int k) {
   Quads quads[kRows];
+#pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) quads[r] = quads_at(t.q[r] + k + 16 * kHalf);
   dot_quad<kMode, 4 * kHalf>(t, units, quads);
   dot_quad<kMode, 4 * kHalf + 1>(t, units, quads);
@@ -58,6 +62,7 @@ OCTAVO_INLINE void dot_half(A8Tile<kPanels, kRows>& t, const uint8_t* const* uni
 template <Wide kMode, int kPanels, int kRows>
 OCTAVO_INLINE void dot_unit(A8Tile<kPanels, kRows>& t, int unit, int half) {
   const uint8_t* units[kPanels];
+#pragma GCC unroll 16
   for (int p = 0; p < kPanels; ++p) {
     units[p] = t.panel[p] + static_cast<int64_t>(unit) * unit_bytes(kMode.code);
   }

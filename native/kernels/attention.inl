@@ -1,7 +1,5 @@
 // One split of attention for the queries of one kv head, and the merge of splits.
 
-constexpr int kFetchLines = 2;  // how many lines of 16 keys memory is asked for ahead
-
 constexpr bool integers(KvFormat format) {
   return format == KvFormat::kInt8 || format == KvFormat::kInt4;
 }
@@ -13,33 +11,38 @@ inline uint8_t* query_of(const AttentionArgs& a, int i) {
   return reinterpret_cast<uint8_t*>(scores_of(a, a.n_q)) + i * query_bytes(a.kv.head_dim);
 }
 
-// `rows` runs of `bytes` from p on, `stride` apart, on their way into the cache.
-inline void fetch(const uint8_t* p, int rows, int64_t stride, int64_t bytes) {
+// `rows` runs of `bytes` from p on, `stride` apart, on their way into L2. Always inlined, as are
+// its callers: gcc takes a function that only prefetches for one without effects, and drops the
+// calls.
+OCTAVO_HOT void fetch(const uint8_t* p, int rows, int64_t stride, int64_t bytes) {
   for (int r = 0; r < rows; ++r, p += stride) {
-    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(p + at);
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(p + at, 0, 2);
   }
 }
 
-// K of the line at `key`, if that is still in this split.
-inline void fetch_keys(const AttentionArgs& a, int key) {
-  if (key >= a.key1) return;
+// What memory is asked for while the sums of what came before are computed: of each split its
+// values behind its scores, and the keys of the next one behind its values. Each stays in L2 that
+// long (a split of 256 keys of 128 elements of 16 bits: 64 KB).
+OCTAVO_HOT void fetch_next_keys(const AttentionArgs& a, int key) {
+  if (key >= a.next_key1) return;
   const KvLayerView& kv = a.kv;
   const int block = a.block_table[key / kv.block_size], slot = key % kv.block_size;
   if (block < 0) return;
   const uint8_t* k = k_block(kv, block, a.kv_head);
-  const int64_t codes = kv_code_bytes(kv.format, kv.head_dim, kv.block_size);
   if (kv.block_size == 16) return fetch(k, 1, 0, kv.block_stride);
+  const int64_t codes = kv_code_bytes(kv.format, kv.head_dim, kv.block_size);
   const int64_t stride = kv.format == KvFormat::kF16 ? 2 * kv.block_size : 4 * kv.block_size;
   fetch(k + stride / kv.block_size * slot, static_cast<int>(codes / stride), stride, 64);
 }
 
-inline void fetch_values(const AttentionArgs& a, int key) {
-  if (key >= a.key1) return;
+OCTAVO_HOT void fetch_values(const AttentionArgs& a, int key) {
   const KvLayerView& kv = a.kv;
   const int block = a.block_table[key / kv.block_size];
   if (block < 0) return;
+  const uint8_t* v = v_block(kv, block, a.kv_head);
+  if (kv.block_size == 16) return fetch(v, 1, 0, kv.block_stride);
   const int64_t row = kv_code_bytes(kv.format, kv.head_dim, 1);
-  fetch(v_block(kv, block, a.kv_head) + key % kv.block_size * row, 1, 0, 16 * row);
+  fetch(v + key % kv.block_size * row, 1, 0, 16 * row);
 }
 
 // q . k for kRows queries and the 16 keys of one line from `slot` on.
@@ -132,10 +135,7 @@ inline void score_queries(const AttentionArgs& a, int i) {
   F peak[kRows];
   for (int r = 0; r < kRows; ++r) peak[r] = f_set1(-__builtin_inff());
   for (int key = a.key0; key < a.key1; key += 16) {
-    if (i == 0) {
-      fetch_keys(a, key + 16 * kFetchLines);
-      if (key < a.key0 + 16 * kFetchLines) fetch_values(a, key);
-    }
+    if (i == 0) fetch_values(a, key);
     const int block = a.block_table[key / a.kv.block_size], slot = key % a.kv.block_size;
     F s[kRows];
     if (block < 0) {
@@ -261,7 +261,7 @@ inline void weigh_values(const AttentionArgs& a, int i, int d, int tail) {
   }
   const int64_t row_bytes = kv_code_bytes(kFormat, a.kv.head_dim, 1);
   for (int start = a.key0; start < a.key1; start += 16) {
-    if (i == 0 && d == 0) fetch_values(a, start + 16 * kFetchLines);
+    if (i == 0 && d == 0) fetch_next_keys(a, a.key1 + start - a.key0);
     const int block = a.block_table[start / a.kv.block_size];
     if (block < 0) continue;
     uint8_t* codes = v_block(a.kv, block, a.kv_head);
@@ -355,32 +355,37 @@ inline void attention(const AttentionArgs& a) {
   }
 }
 
-inline float exp_of(float x) {
-  float lanes[16];
-  f_store(lanes, f_exp(f_set1(x)));
-  return lanes[0];
-}
-
-// A part without a visible key is skipped: its o may hold anything.
-inline void attention_merge(const float* o, int64_t part_stride, const float* m, const float* l,
-                            int parts, int head_dim, float* out) {
-  const float lowest = -__builtin_inff();
-  float peak = lowest, total = 0.0f;
-  for (int i = 0; i < parts; ++i) peak = m[i] > peak ? m[i] : peak;
-  for (int d = 0; d < head_dim; ++d) out[d] = 0.0f;
-  if (!(peak > lowest)) return;
-  for (int i = 0; i < parts; ++i) {
-    if (!(m[i] > lowest)) continue;
-    const float weight = exp_of(m[i] - peak);
-    total = __builtin_fmaf(weight, l[i], total);
-    for (int d = 0; d < head_dim; d += 16) {
-      const int left = smaller(16, head_dim - d);
-      const F part = f_load_n(o + i * part_stride + d, left);
-      f_store_n(out + d, f_fma(f_set1(weight), part, f_load_n(out + d, left)), left);
+// 16 kVecs elements of a merge, or `left` of the one register. Sums stay in registers over the
+// parts; a part without a visible key is skipped, since its o may hold anything.
+template <int kVecs>
+OCTAVO_HOT void merge_elements(const float* o, int64_t part_stride, const float* m, const float* l,
+                               int parts, float peak, int left, float* out) {
+  F sum[kVecs], total = f_zero();
+  for (int c = 0; c < kVecs; ++c) sum[c] = f_zero();
+  for (int i = 0; i < parts; ++i, o += part_stride) {
+    if (!(m[i] > -__builtin_inff())) continue;
+    const F weight = f_exp(f_set1(m[i] - peak));
+    total = f_fma(weight, f_set1(l[i]), total);
+    for (int c = 0; c < kVecs; ++c) {
+      sum[c] = f_fma(weight, kVecs > 1 ? f_load(o + 16 * c) : f_load_n(o, left), sum[c]);
     }
   }
-  for (int d = 0; d < head_dim; d += 16) {
-    const int left = smaller(16, head_dim - d);
-    f_store_n(out + d, f_div(f_load_n(out + d, left), f_set1(total)), left);
+  for (int c = 0; c < kVecs; ++c) {
+    f_store_n(out + 16 * c, f_div(sum[c], total), kVecs > 1 ? 16 : left);
   }
+}
+
+inline void attention_merge(const float* o, int64_t part_stride, const float* m, const float* l,
+                            int parts, int head_dim, float* out) {
+  float peak = -__builtin_inff();
+  for (int i = 0; i < parts; ++i) peak = m[i] > peak ? m[i] : peak;
+  int d = 0;
+  if (!(peak > -__builtin_inff())) {
+    for (; d < head_dim; ++d) out[d] = 0.0f;
+    return;
+  }
+  for (; d + 64 <= head_dim; d += 64)
+    merge_elements<4>(o + d, part_stride, m, l, parts, peak, 0, out + d);
+  for (; d < head_dim; d += 16)
+    merge_elements<1>(o + d, part_stride, m, l, parts, peak, smaller(16, head_dim - d), out + d);
 }

@@ -1,6 +1,7 @@
 // Integer products in tiles that stay in registers, over the dot of the ISA (a8_dot_*.inl). The
 // zero point is folded into the start of each integer sum, -zero * sum(q). No horizontal sums. An
-// output doesn't depend on the shape of its tile.
+// output doesn't depend on the shape of its tile. Loops over a tile are unrolled by pragma, or else
+// so late that its pointers and sums begin in memory.
 
 // What is wanted next, fetched a share at a time while the tiles of several rows compute: memory
 // would idle meanwhile, and the next panel would come at the speed of a stream that just began.
@@ -33,16 +34,20 @@ OCTAVO_INLINE int32_t step_sum(const A8Tile<kPanels, kRows>& t, int r, int k) {
 template <int kStep, int kPanels, int kRows>
 OCTAVO_INLINE void start_step(const PackedWeight& w, A8Tile<kPanels, kRows>& t, int k, int group) {
   if (w.has_zero) {
+#pragma GCC unroll 16
     for (int p = 0; p < kPanels; ++p) {
       const I zero = i_add(zero_of(w, t.panel[p], group), i_set1(t.zero));
+#pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) {
         t.acc[p][r] = i_mul16(zero, i_set1(-step_sum<kStep>(t, r, k)));
       }
     }
     return;
   }
+#pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
     const I start = i_set1(-t.zero * step_sum<kStep>(t, r, k));
+#pragma GCC unroll 16
     for (int p = 0; p < kPanels; ++p) t.acc[p][r] = start;
   }
 }
@@ -81,18 +86,24 @@ template <int kStep, int kPanels, int kRows>
 OCTAVO_INLINE void finish_step(const PackedWeight& w, A8Tile<kPanels, kRows>& t, int k, int group,
                                int a8_shift) {
   F s[kPanels];
+#pragma GCC unroll 16
   for (int p = 0; p < kPanels; ++p) s[p] = a8_scale_of(w, t.panel[p], group);
+#pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
     const F sa = f_set1(t.sa[r][k >> a8_shift]);
+#pragma GCC unroll 16
     for (int p = 0; p < kPanels; ++p) {
       t.y[p][r] = f_fma(f_of_int(t.acc[p][r]), f_mul(s[p], sa), t.y[p][r]);
     }
   }
   if (!w.has_offset) return;
+#pragma GCC unroll 16
   for (int p = 0; p < kPanels; ++p) s[p] = offset_of(w, t.panel[p], group);
+#pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
     const F sa = f_set1(t.sa[r][k >> a8_shift]);
     const F sum = f_set1(static_cast<float>(step_sum<kStep>(t, r, k)));
+#pragma GCC unroll 16
     for (int p = 0; p < kPanels; ++p) t.y[p][r] = f_fma(sum, f_mul(s[p], sa), t.y[p][r]);
   }
 }
@@ -110,13 +121,16 @@ OCTAVO_INLINE void open_levels(const PackedWeight& w, A8Tile<kPanels, kRows>& t)
 template <int kPanels, int kRows>
 OCTAVO_INLINE void open_tile(const PackedWeight& w, const ActView& x, int p, int r,
                              A8Tile<kPanels, kRows>& t) {
+#pragma GCC unroll 16
   for (int i = 0; i < kPanels; ++i) t.panel[i] = panel_at(w, p + i);
   const int groups = x.k_pad >> (x.a8_group == 64 ? 6 : 5);
+#pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i) {
     const int64_t row = row_of(x, r + i);
     t.q[i] = x.q + row * x.k_pad;
     t.sa[i] = x.scale + row * groups;
     t.sum[i] = x.sum + row * (x.k_pad / kUnit);
+#pragma GCC unroll 16
     for (int j = 0; j < kPanels; ++j) t.y[j][i] = f_zero();
   }
   open_levels(w, t);
@@ -141,8 +155,10 @@ inline void a8_tile(const PackedWeight& w, const ActView& x, int p, int r, float
       left = left == 0 ? group_inputs : left;
     }
   }
+#pragma GCC unroll 16
   for (int j = 0; j < kRows; ++j) {
     float* out = y + row_of(x, r + j) * ldy + 16 * p;
+#pragma GCC unroll 16
     for (int i = 0; i < kPanels; ++i) f_store(out + 16 * i, t.y[i][j]);
   }
 }

@@ -62,6 +62,7 @@ struct AttentionArgs {
   KvLayerView kv;
   const int32_t* block_table;                // of this sequence; -1 = absent (never visible)
   int32_t kv_head, n_q, key0, key1, window;  // key0 % 16 == 0; present keys < key1 were written
+  int32_t next_key1;  // keys [key1, next_key1) are wanted next, and fetched meanwhile
   const float* q;
   int64_t q_stride;
   const int32_t* pos;    // [n_q]
