@@ -43,7 +43,6 @@ from octavo.train.source import CodedView, FloatView
 CONTEXT = 512
 F64 = npt.NDArray[np.float64]
 TRANSFORMS = {"awq": "awq_clip"}  # method: the encoder that follows it
-OUTSIDE = Step("rtn", "int8_g64", ("embed", "head"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +99,7 @@ class Replaced:
 
 
 def trained(artifact: Path, material: Material, options: argparse.Namespace, work: Path) -> Run:
-    """What the step `qat` of a recipe makes of an artifact's blocks."""
+    """What the step `qat` of a recipe makes of an artifact's blocks, or of all its matrices."""
     method = Qat(
         options.steps, options.rate, options.batch, options.context,
         precision=options.precision, patience=options.patience,
@@ -108,12 +107,13 @@ def trained(artifact: Path, material: Material, options: argparse.Namespace, wor
     began = time.perf_counter()
     with open_model(options.path) as source, open_model(artifact) as made:
         spec = made.spec
-        blocks = [role for role in linear_roles(spec) if role.layer is not None]
+        linear = dict.fromkeys((Role("embed"), *linear_roles(spec)))
+        chosen = [role for role in linear if options.whole or role.layer is not None]
         vectors = [role for role in roles(spec) if len(role_shape(spec, role)) == 1]
         task = TrainTask(
             source=source.source,
             spec=spec,
-            encoded={role: Encoded(partial(whole, made.source, role)) for role in blocks},
+            encoded={role: Encoded(partial(whole, made.source, role)) for role in chosen},
             vectors={role: partial(vector, made.source, role) for role in vectors},
             tokens=material.tokens,
             directory=work,
@@ -141,14 +141,17 @@ def vector(source: WeightSource, role: Role) -> torch.Tensor:
     return torch.from_numpy(source.tensor(role).float32().copy())
 
 
-def encoding(method: str, target: str) -> tuple[Step, ...]:
+def encoding(method: str, target: str, outside: str) -> tuple[Step, ...]:
+    around = Step("rtn", outside, ("embed", "head"))
     blocks = (Step(method), Step(TRANSFORMS[method], target)) if method in TRANSFORMS else ()
     first, *rest = blocks or (Step(method, target),)
-    return (first, OUTSIDE, *rest) if method in TRANSFORMS else (OUTSIDE, first)
+    return (first, around, *rest) if method in TRANSFORMS else (around, first)
 
 
 def made(method: str, material: Material, options: argparse.Namespace, out: Path) -> Run:
-    recipe = Recipe(encoding(method, options.format), calibration=settings(options))
+    recipe = Recipe(
+        encoding(method, options.format, options.outside), calibration=settings(options)
+    )
     began = time.perf_counter()
     compress(options.path, recipe, out, Material(material.tokens, (), material.name))
     minutes = (time.perf_counter() - began) / 60
@@ -185,6 +188,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
     parser.add_argument("--format", default="int3_g64")
+    parser.add_argument("--whole", action="store_true", help="embedding and head in it, too")
     parser.add_argument("--methods", default="rtn,gptq,hqq,awq")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--rate", type=float, default=1e-4)
@@ -198,13 +202,14 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=8192)
     options = parser.parse_args()
     options.path = resolve_model(options.model)
+    options.outside = options.format if options.whole else "int8_g64"
     with tempfile.TemporaryDirectory() as scratch:
         options.text = code(Path(scratch)) if options.code else ""
         compare(options, Path(scratch))
 
 
 def compare(options: argparse.Namespace, scratch: Path) -> None:
-    probe = Recipe(encoding("gptq", options.format), calibration=settings(options))
+    probe = Recipe(encoding("gptq", options.format, options.outside), calibration=settings(options))
     material = judged_on(read_material(options.path, probe, limit=options.held_out), options)
     base = Run("as it came", score(options.path, material), 0.0)
     print(f"| {options.format} | perplexity (95 %) | minutes |\n|---|---|---|")
