@@ -14,7 +14,7 @@ import argparse
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, get_args
@@ -31,7 +31,7 @@ from octavo.compress.sensitivity import Probing, Sensitivities, measure
 from octavo.compress.table import build_encoder
 from octavo.evals.divergence import compare_window
 from octavo.evals.rivals import FileType, LlamaCpp, LlamaSettings, quantize
-from octavo.evals.scorer import ExecutorScorer, Scorer
+from octavo.evals.scorer import ExecutorScorer, Scorer, block_rows
 from octavo.evals.statistics import Blocks
 from octavo.formats.number_format import NumberFormat
 from octavo.io.checkpoint import open_model
@@ -80,11 +80,11 @@ class Bench:
         self.work: Path = arguments.work
         self.model = self._source(arguments.model)
         calibration = Calibration(arguments.calibration, arguments.sequences, arguments.length)
-        self.base = Recipe((Step("searched", "int4_g32", ("*",)),), calibration=calibration)
-        self.material = read_material(self.model, self.base, limit=arguments.tokens)
+        self.recipe = Recipe((Step("searched", "int4_g32", ("*",)),), calibration=calibration)
+        self.material = read_material(self.model, self.recipe, limit=arguments.tokens)
         self.windows = self._windows()
         self.table, self.importance = self._measured(arguments.probed)
-        self.base_logits = self._base()
+        self.base = self._base()
 
     def _source(self, model: Path) -> Path:
         """The model as one GGUF file of floats: the source of both sides."""
@@ -115,8 +115,9 @@ class Bench:
             table = measure(probing, formats, build_encoder("searched", {}), kept)
         return table, importance
 
-    def _base(self) -> dict[str, Scorer]:
-        return {"fp32": _reference(self.model)}
+    def _base(self) -> Scorer:
+        with closing(_reference(self.model)) as source:
+            return Kept(source, self.windows)
 
     def compare(self, kind: FileType, pure: bool) -> dict[str, Any]:
         begin = time.perf_counter()
@@ -142,14 +143,14 @@ class Bench:
         choice = choose(spec, self.table, Budget(bytes=limit), block_bytes)
         out = self.work / f"ours-{choice.bytes}"
         if not out.exists():
-            recipe = recipe_of(choice, self.base, "searched", spec.tied_head)
+            recipe = recipe_of(choice, self.recipe, "searched", spec.tied_head)
             compress(self.model, recipe, out, Material(self.material.tokens, (), "calibration"))
         return out, choice
 
     def _scored(self, theirs: Scorer, ours: Scorer) -> dict[str, Any]:
         """Mean KL of both against the source in fp32, and of their paired difference."""
         with closing(theirs), closing(ours):
-            rival, mine = (_kl(scorer, self.base_logits["fp32"], self.windows)
+            rival, mine = (_kl(scorer, self.base, self.windows)
                            for scorer in (theirs, ours))  # fmt: skip
         blocks = Blocks(len(mine))
         return {
@@ -158,6 +159,29 @@ class Bench:
             "theirs": dataclasses.asdict(blocks.mean(rival)),
             "difference": dataclasses.asdict(blocks.mean(mine - rival)),
         }
+
+
+class Kept:
+    """The logits of another scorer for these windows, in memory: the source's are wanted again for
+    every file that is compared with it."""
+
+    def __init__(self, source: Scorer, windows: Sequence[Any]) -> None:
+        self.name, self.vocab = source.name, source.vocab
+        rows = block_rows(source.vocab)
+        self._logits = {
+            window.tokens[:-1].tobytes(): np.concatenate(
+                [block.copy() for block in source.logits(window.tokens[:-1].tolist(), 0, rows)]
+            )
+            for window in windows
+        }
+
+    def logits(self, tokens: Sequence[int], first: int, rows: int) -> Iterator[F32]:
+        found = self._logits[np.asarray(tokens, np.int32).tobytes()]
+        for begin in range(first, len(found), rows):
+            yield found[begin : begin + rows]
+
+    def close(self) -> None:
+        self._logits.clear()
 
 
 # One-level types of GGUF that the usual candidates leave out.

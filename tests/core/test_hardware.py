@@ -126,6 +126,20 @@ def test_version_1_reads_its_own_files(tmp_path: Path) -> None:
     assert machine.memory.available == GIB + 1024
 
 
+def test_a_limit_of_the_address_space_counts_what_is_mapped_already(tmp_path: Path) -> None:
+    line = "Max address space         {}           unlimited            bytes     \n"
+    files = {
+        **MEMINFO,
+        "proc/self/limits": f"Limit  Soft Limit\n{line.format(3 * GIB)}",
+        "proc/self/status": f"VmPeak: 9 kB\nVmSize:   {GIB >> 10} kB\n",
+    }
+    assert hardware.probe(lay(tmp_path / "a", files)).memory.available == 2 * GIB
+    files["proc/self/limits"] = line.format("unlimited")
+    assert hardware.probe(lay(tmp_path / "b", files)).memory.available == 8 * GIB
+    files["proc/self/limits"] = line.format(5)
+    assert hardware.probe(lay(tmp_path / "c", files)).memory.available == 0
+
+
 def test_version_1_without_a_quota_says_minus_one(tmp_path: Path) -> None:
     files = {"cpu.cfs_quota_us": "-1\n", "cpu.cfs_period_us": "100000\n"}
     root = lay(tmp_path, {f"sys/fs/cgroup/cpu/{name}": text for name, text in files.items()})

@@ -35,7 +35,8 @@ class Cache:
 class Memory:
     """Bytes. `limit` is the tightest control group's, None when there is none.
 
-    `available` is what can still be taken without swapping, limits included.
+    `available` is what can still be taken without swapping, limits included: those of control
+    groups and of this process's address space (`ulimit -v`).
     """
 
     total: int
@@ -220,8 +221,19 @@ def _memory(root: Path, groups: list[Path]) -> Memory:
     limits = [(_memory_limit(group, total), group) for group in groups]
     bound = [(limit, group) for limit, group in limits if limit is not None]
     free = [max(0, limit - _memory_used(group)) for limit, group in bound]
+    free += _address_space(root)
     available = min([sizes.get("MemAvailable", total), *free])
     return Memory(total, available, min((limit for limit, _ in bound), default=None))
+
+
+def _address_space(root: Path) -> list[int]:
+    """[bytes that this process may still map], or nothing where that is not limited."""
+    limits = _read(root / "proc/self/limits")
+    found = re.search(r"^Max address space +(\d+) ", limits, re.MULTILINE)
+    if found is None:
+        return []
+    used = parse_kilobytes(_read(root / "proc/self/status")).get("VmSize", 0)
+    return [max(0, int(found[1]) - used)]
 
 
 def _memory_limit(group: Path, total: int) -> int | None:
