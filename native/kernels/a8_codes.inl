@@ -5,10 +5,6 @@
 
 #pragma once
 
-#ifndef OCTAVO_INLINE
-#define OCTAVO_INLINE [[gnu::always_inline]] inline
-#endif
-
 // Sparse codes, where an instruction set has a way: sparse_*.h specialises it.
 template <Code kCode, int kQuad>
 struct Spread;

@@ -18,47 +18,65 @@ inline void rms_norm(const float* x, const float* w, float eps, int n, float* ou
   map_rms_norm(x, w, 1.0f / __builtin_sqrtf(mean + eps), n, out);
 }
 
-// At most 64 inputs of a group, `left` of which exist, and the largest magnitude.
-inline float load_group(const float* x, int left, int group, F* v) {
+// kVecs registers of a group, `left` inputs of which exist, and the largest magnitude.
+template <int kVecs>
+OCTAVO_INLINE float load_group(const float* x, int left, F* v) {
   F amax = f_zero();
-  for (int i = 0; i < group / 16; ++i) {
+#pragma GCC unroll 4
+  for (int i = 0; i < kVecs; ++i) {
     const int lanes = left - 16 * i;
-    v[i] = lanes > 0 ? f_load_n(x + 16 * i, smaller(16, lanes)) : f_zero();
+    v[i] = left >= 16 * kVecs ? f_load(x + 16 * i)
+           : lanes > 0        ? f_load_n(x + 16 * i, smaller(16, lanes))
+                              : f_zero();
     amax = f_max(f_abs(v[i]), amax);
   }
   return f_fold_max(amax);
 }
 
-inline float quantize_group(const float* x, int left, int group, int8_t* q, int32_t* sum) {
-  F v[4];
-  const float peak = load_group(x, left, group, v);
+template <int kVecs>
+OCTAVO_INLINE float quantize_group(const float* x, int left, int8_t* q, int32_t* sum) {
+  F v[kVecs];
+  const float peak = load_group<kVecs>(x, left, v);
   const bool live = peak >= 0x1p-118f;
   const F inv = f_set1(live ? 127.0f / peak : 0.0f);
-  for (int u = 0; u < group / 32; ++u) {
+#pragma GCC unroll 4
+  for (int i = 0; i < kVecs; i += 2) {
     I total = i_set1(0);
-    for (int i = 2 * u; i < 2 * u + 2; ++i) {
-      const F r = f_rint(f_min(f_max(f_mul(v[i], inv), f_set1(-127.0f)), f_set1(127.0f)));
+#pragma GCC unroll 2
+    for (int j = i; j < i + 2; ++j) {
+      const F r = f_rint(f_min(f_max(f_mul(v[j], inv), f_set1(-127.0f)), f_set1(127.0f)));
       const I code = i_of_float(r);
-      i_store_s8(q + 16 * i, code);
+      i_store_s8(q + 16 * j, code);
       total = i_add(total, code);
     }
-    sum[u] = i_fold_add(total);
+    sum[i / 2] = i_fold_add(total);
   }
   return live ? peak / 127.0f : 0.0f;
 }
 
+// Groups that all of their inputs exist of, and the others, so that the former need no masks.
+template <int kVecs>
+inline void quantize_groups(const float* x, int k, int k_pad, int8_t* q, float* scale,
+                            int32_t* sum) {
+  constexpr int kGroup = 16 * kVecs;
+  int i = 0;
+  for (; i + kGroup <= k; i += kGroup)
+    scale[i / kGroup] = quantize_group<kVecs>(x + i, kGroup, q + i, sum + i / 32);
+  for (; i < k_pad; i += kGroup)
+    scale[i / kGroup] = quantize_group<kVecs>(x + i, k - i, q + i, sum + i / 32);
+}
+
 inline void quantize_a8(const float* x, int k, int k_pad, int group, int8_t* q, float* scale,
                         int32_t* sum) {
-  for (int i = 0; i < k_pad; i += group) {
-    scale[i / group] = quantize_group(x + i, k - i, group, q + i, sum + i / 32);
-  }
+  group == 32 ? quantize_groups<2>(x, k, k_pad, q, scale, sum)
+              : quantize_groups<4>(x, k, k_pad, q, scale, sum);
 }
 
 // hi and lo lie k_pad apart, their sums k_pad / 32.
 inline float quantize_group_wide(const float* x, int left, int group, int k_pad, int8_t* q,
                                  int32_t* sum) {
   F v[4];
-  const float peak = load_group(x, left, group, v);
+  const float peak = group == 32 ? load_group<2>(x, left, v) : load_group<4>(x, left, v);
   const bool live = peak >= 0x1p-100f;
   const F inv = f_set1(live ? 32639.0f / peak : 0.0f), top = f_set1(32639.0f);
   for (int u = 0; u < group / 32; ++u) {

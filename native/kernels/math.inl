@@ -1,5 +1,9 @@
 // exp and tanh: one polynomial in one order of operations on every ISA.
 
+#ifndef OCTAVO_INLINE
+#define OCTAVO_INLINE [[gnu::always_inline]] inline
+#endif
+
 inline F f_zero() { return f_set1(0.0f); }
 inline F f_abs(F x) { return f_bits(i_and(i_bits(x), i_set1(0x7fffffff))); }
 
