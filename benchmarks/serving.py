@@ -85,7 +85,8 @@ def load(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _octavo(arguments: argparse.Namespace) -> list[str]:
     return [arguments.model, "--format", arguments.format, "--threads", str(arguments.threads),
-            "--context", "1024", "--max-num-seqs", str(arguments.concurrency)]  # fmt: skip
+            "--context", "1024", "--max-num-seqs", str(arguments.concurrency),
+            "--kv-tokens", str(1024 * arguments.concurrency)]  # fmt: skip
 
 
 def _llama(arguments: argparse.Namespace) -> Any:

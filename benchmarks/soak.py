@@ -92,7 +92,7 @@ class Soak:
         await self.ask(self.body(prompt, schema, temperature=1.0, user=rng.choice("xyz")))
 
     async def too_long(self, rng: random.Random, prompt: str, schema: int) -> None:
-        body = self.body(prompt * rng.randint(40, 80), schema)
+        body = self.body(prompt * rng.randint(_CONTEXT, 2 * _CONTEXT), schema)
         answer = await self.http.post("/v1/completions", json=body)
         if answer.status_code != 400:
             self.faults.append(f"an over-long prompt: status {answer.status_code}")

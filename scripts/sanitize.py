@@ -89,7 +89,8 @@ def test(sanitizer: Sanitizer, where: Path) -> None:
         env = {
             **os.environ,
             **sanitizer.options,
-            "LD_PRELOAD": library(sanitizer.library),
+            # The C++ library too: what it throws must be found before the extension brings it.
+            "LD_PRELOAD": f"{library(sanitizer.library)} {library('libstdc++.so.6')}",
             "PYTHONPATH": name,
             "PYTHONDONTWRITEBYTECODE": "1",
             "OMP_NUM_THREADS": "1",

@@ -99,7 +99,8 @@ class ServerUnderLoad:
     def __init__(self, url: str, model: str | None, key: str | None, timeout: float) -> None:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._url = url.rstrip("/").removesuffix("/v1")
-        limits = httpx.Limits(max_connections=None)
+        # One connection a chat: some servers close an idle one just as it would be used again.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         self._http = httpx.AsyncClient(headers=headers, timeout=timeout, limits=limits)
         self._model = model
 
