@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from contextlib import nullcontext
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -236,7 +237,7 @@ def test_calls_from_many_threads_share_the_steps(llm):
 def test_a_model_that_can_not_be_set_up_is_closed(monkeypatch, tmp_path):
     """Its executor has weights and, maybe, threads."""
     executor = FakeExecutor(FakeModel(258), dataclasses.replace(CONFIG, context=1), (64,))
-    opened = OpenedModel(None, None, "hf", {}, (), {})
+    opened = OpenedModel(None, None, "hf", {}, (), {}, tmp_path)
     monkeypatch.setattr("octavo.io.hub.resolve_model", lambda ref: tmp_path)
     monkeypatch.setattr("octavo.io.checkpoint.open_model", lambda path: nullcontext(opened))
     monkeypatch.setattr("octavo.io.tokenizer.load_tokenizer", lambda *_: ByteTokenizer())
@@ -256,6 +257,7 @@ class OpenedModel(NamedTuple):
     metadata: dict[str, object]
     eos_ids: tuple[int, ...]
     generation: dict[str, float]
+    path: Path
     unread_keys: tuple[str, ...] = ()
 
 
