@@ -39,7 +39,13 @@ SANITIZERS = (
         "thread",
         "libtsan.so",
         {"TSAN_OPTIONS": "ignore_noninstrumented_modules=1 halt_on_error=1 exitcode=66"},
-        ("tests/backends/native/test_executor.py", "tests/backends/native/test_sampling.py"),
+        # TSan ends a forked child that starts threads, as one test makes it do.
+        (
+            "tests/backends/native/test_executor.py",
+            "tests/backends/native/test_sampling.py",
+            "--deselect=tests/backends/native/test_executor.py"
+            "::test_a_forked_child_gets_one_clear_error",
+        ),
     ),
 )
 
