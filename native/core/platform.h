@@ -22,6 +22,10 @@ void futex_wait(std::atomic<uint32_t>& word,
                 uint32_t expected);  // returns on a wake, or spuriously
 void futex_wake_all(std::atomic<uint32_t>& word);
 void yield();
+int current_cpu();  // that the calling thread runs on; -1: not known
+// Moves the calling thread to a CPU that it may use and that isn't in `taken`; what it may use
+// stays as it was. False when there is none.
+bool leave_cpus(const int* taken, int count);
 int64_t now_ns();  // monotonic
 int process_id();
 

@@ -67,6 +67,19 @@ void futex_wake_all(std::atomic<uint32_t>& word) { futex(word, FUTEX_WAKE_PRIVAT
 
 void yield() { sched_yield(); }
 
+int current_cpu() { return sched_getcpu(); }
+
+bool leave_cpus(const int* taken, int count) {
+  cpu_set_t allowed;  // of 1,024 CPUs: with more the call fails, and the kernel's choice stands
+  if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0) return false;
+  cpu_set_t free = allowed;
+  for (int i = 0; i < count; ++i) {
+    if (taken[i] >= 0 && taken[i] < CPU_SETSIZE) CPU_CLR(taken[i], &free);
+  }
+  if (CPU_COUNT(&free) == 0 || sched_setaffinity(0, sizeof(free), &free) != 0) return false;
+  return sched_setaffinity(0, sizeof(allowed), &allowed) == 0;
+}
+
 int64_t now_ns() {
   timespec time;
   clock_gettime(CLOCK_MONOTONIC, &time);

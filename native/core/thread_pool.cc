@@ -5,7 +5,9 @@
 
 namespace octavo {
 namespace {
-constexpr int64_t kSpinNs = 50 * 1000;  // about what parking and being woken cost
+// Several times what parking and being woken cost where a hypervisor has to be asked (100 us): with
+// less, one thread's waking takes the other beyond its patience, at every barrier.
+constexpr int64_t kSpinNs = 500 * 1000;
 constexpr int kPausesPerLook = 32;
 
 bool reached(const std::atomic<uint32_t>& value, uint32_t target) {
@@ -29,7 +31,10 @@ bool spin(const std::atomic<uint32_t>& value, uint32_t target) {
 ThreadPool::ThreadPool(int threads, int usable_cpus)
     : threads_(threads < 1 ? 1 : threads),
       crowded_(threads_ > usable_cpus),
-      arrived_(new Signal[static_cast<size_t>(threads_)]) {}
+      arrived_(new Signal[static_cast<size_t>(threads_)]),
+      cpus_(new std::atomic<int>[static_cast<size_t>(threads_)]) {
+  for (int t = 0; t < threads_; ++t) cpus_[t].store(-1, std::memory_order_relaxed);
+}
 
 ThreadPool::~ThreadPool() {
   if (workers_ == nullptr || platform::process_id() != process_)
@@ -55,7 +60,7 @@ void ThreadPool::post(Signal& signal, uint32_t value) {
   if (signal.waiters.load(std::memory_order_seq_cst) != 0) platform::futex_wake_all(signal.value);
 }
 
-void ThreadPool::await(Signal& signal, uint32_t value) {
+void ThreadPool::await(int thread, Signal& signal, uint32_t value) {
   if (reached(signal.value, value)) return;
   if (!crowded_ && spin(signal.value, value)) return;
   signal.waiters.fetch_add(1, std::memory_order_seq_cst);
@@ -64,6 +69,22 @@ void ThreadPool::await(Signal& signal, uint32_t value) {
     if (static_cast<int32_t>(now - value) < 0) platform::futex_wait(signal.value, now);
   }
   signal.waiters.fetch_sub(1, std::memory_order_seq_cst);
+  spread(thread);
+}
+
+void ThreadPool::spread(int thread) {
+  if (crowded_) return;
+  const int here = platform::current_cpu();
+  // Written only when it changed: the others read this cache line in every step.
+  if (cpus_[thread].load(std::memory_order_relaxed) != here)
+    cpus_[thread].store(here, std::memory_order_relaxed);
+  bool shared = false;
+  for (int t = 0; t < thread; ++t) shared |= cpus_[t].load(std::memory_order_relaxed) == here;
+  if (!shared || here < 0) return;
+  std::vector<int> taken;
+  for (int t = 0; t < threads_; ++t) taken.push_back(cpus_[t].load(std::memory_order_relaxed));
+  if (platform::leave_cpus(taken.data(), threads_))
+    cpus_[thread].store(platform::current_cpu(), std::memory_order_relaxed);
 }
 
 bool ThreadPool::barrier(int thread) {
@@ -72,10 +93,10 @@ bool ThreadPool::barrier(int thread) {
   const uint32_t target = ++mine.seen;
   if (thread != 0) {
     post(mine, target);
-    await(released_, target);
+    await(thread, released_, target);
     return !cancelled_;
   }
-  for (int t = 1; t < threads_; ++t) await(arrived_[t], target);
+  for (int t = 1; t < threads_; ++t) await(0, arrived_[t], target);
   // All others wait, so this one look decides for everyone.
   const bool cancelled = cancelled_ = cancel_.load(std::memory_order_relaxed);
   post(released_, target);
@@ -85,8 +106,9 @@ bool ThreadPool::barrier(int thread) {
 void ThreadPool::work(int thread) {
   const FloatMode mode;
   for (uint32_t region = 1;; ++region) {
-    await(begun_, region);
+    await(thread, begun_, region);
     if (stopping_) return;
+    spread(thread);
     region_(thread, context_);
     barrier(thread);
   }
@@ -99,6 +121,7 @@ RunStatus ThreadPool::run(Region region, void* context) {
   region_ = region;
   context_ = context;
   cancelled_ = false;
+  spread(0);
   post(begun_, ++regions_);
   region(0, context);
   const bool left_early = cancelled_;

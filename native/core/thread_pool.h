@@ -3,6 +3,10 @@
 // Waiting spins briefly (the next stage is tens of microseconds away), then parks on a futex. With
 // more threads than usable CPUs it parks at once: spinning would steal the CPU from the thread that
 // is waited for.
+//
+// Each thread has a CPU of its own. Woken threads are put where their waker runs; two that share a
+// CPU and take turns at it never both want to run for long, so the kernel leaves them there, at a
+// quarter of the speed. Whoever finds itself with a thread of a lower number goes elsewhere.
 #pragma once
 
 #include <atomic>
@@ -51,12 +55,14 @@ class ThreadPool {
   void stop();
   void work(int thread);
   void post(Signal& signal, uint32_t value);
-  void await(Signal& signal, uint32_t value);
+  void await(int thread, Signal& signal, uint32_t value);
+  void spread(int thread);  // see above
 
   const int threads_;
   const bool crowded_;
   int process_ = 0;
-  std::unique_ptr<Signal[]> arrived_;  // one per thread
+  std::unique_ptr<Signal[]> arrived_;         // one per thread
+  std::unique_ptr<std::atomic<int>[]> cpus_;  // one per thread: where it was last seen
   Signal released_, begun_;
   uint32_t regions_ = 0;
   bool stopping_ = false;
