@@ -296,6 +296,7 @@ def test_metrics_count_what_happened(served):
     assert f"octavo:time_to_first_token_seconds_count{labels} 1.0" in text
     assert 'finished_reason="length"' in text
     assert "octavo:prefix_cache_queries_total" in text
+    assert f"octavo:kv_cache_tokens{labels} {float(served.model.kv_tokens)}" in text
     assert "vllm:" not in text
 
 

@@ -78,7 +78,9 @@ class Served:
         context: int = 256,
     ) -> None:
         self.tokenizer = tokenizer or byte_level_tokenizer()
-        config = RuntimeConfig(max_tokens=64, max_seqs=8, context=context, block_size=4)
+        config = RuntimeConfig(
+            max_tokens=64, max_seqs=8, context=context, block_size=4, kv_tokens=2048
+        )
         model = model or CountingModel(self.tokenizer.vocab_size)
         self.executor = FakeExecutor(model, config, (512,))
         engine = Engine(

@@ -89,7 +89,8 @@ class RuntimeConfig:
     max_tokens: int = 512  # rows of a step at most
     max_seqs: int = 8  # sequences of a step at most
     context: int = 0  # longest sequence; 0: the model's own maximum, capped to what memory allows
-    kv_tokens: int = 0  # capacity of the cache in tokens; 0: one context
+    kv_tokens: int = 0  # capacity of the cache in tokens; 0: one context, or by `kv_share`
+    kv_share: float = 0.0  # room for max_seqs contexts, within this share of the memory left over
     kv_format: KvFormat = "auto"
     block_size: int = 16
     threads: int = 0  # 0: the machine's choice

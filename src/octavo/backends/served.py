@@ -53,6 +53,21 @@ def activations_for(role: Role, config: RuntimeConfig) -> ActivationFormat:
     return found[-1] if found else config.activations
 
 
+def cache_tokens(config: RuntimeConfig, room: int) -> int:
+    """Tokens of the cache, of a config whose context is settled: what was asked for, or one
+    context; with `kv_share`, the contexts of all sequences, as far as that share of `room` (tokens
+    that the memory left over takes) goes. What was granted (`memory`) may be used whole."""
+    if config.kv_tokens or not config.kv_share:
+        return config.kv_tokens or config.context
+    within = int(room * (1.0 if config.memory else config.kv_share))
+    return max(config.context, min(whole_cache(config), within))
+
+
+def whole_cache(config: RuntimeConfig) -> int:
+    """Tokens of a cache that no sequence ever waits for."""
+    return config.context * config.max_seqs
+
+
 def kv_reasons(spec: DecoderSpec, kv: str) -> tuple[str, ...]:
     """Why keys and values of this model can't be stored so; () when they can."""
     if kv == "int4" and any(layer.attention.head_dim % KV_GROUP for layer in spec.layers):

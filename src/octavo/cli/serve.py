@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from octavo.cli.options import MAX_CONTEXT, Decorator, json_option, runtime_config, runtime_options
-from octavo.cli.output import emit_json, warn
+from octavo.cli.output import emit_json, human_decimal, warn
 from octavo.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -60,7 +60,13 @@ def _word(name: str, default: str, text: str) -> Decorator:
 @_word("--kv-cache-dtype", "", "The same as --kv.")
 @_count("--max-num-seqs", 1, 1024, 16, "Sequences of a step at most.")
 @_count("--max-num-batched-tokens", 1, 65536, 512, "Rows of a step at most.")
-@_count("--kv-tokens", 0, None, 0, "Tokens of the KV cache. [default: four contexts or less]")
+@_count(
+    "--kv-tokens",
+    0,
+    None,
+    0,
+    "Tokens of the KV cache. [default: --max-num-seqs contexts, in half of the memory left over]",
+)
 @_count("--max-waiting", 0, None, 256, "Requests that may wait, more get a 429; 0 is any number.")
 @_word("--prefix-store", "", "Directory that keeps pinned prefixes over a restart.")
 @_count("--max-body", 1024, None, 32 << 20, "Bytes of a request at most.")
@@ -118,10 +124,15 @@ def _announce(listener: socket.socket, served: ServedModel, as_json: bool) -> No
     warn(receipt.notes)
     if as_json:  # at once: whoever starts a server waits for this line
         url = f"http://{host}:{port}/v1"
-        emit_json({"url": url, "model": served.name, "limits": limits, "receipt": receipt})
+        emit_json({"url": url, "model": served.name, "limits": limits,
+                   "kv_tokens": served.kv_tokens, "receipt": receipt})  # fmt: skip
         sys.stdout.flush()
         return
+    tokens, whole = served.kv_tokens, limits.context * limits.max_seqs
+    of = f" of {whole}" if tokens < whole else ""
+    size = human_decimal(tokens * receipt.kv_bytes_per_token)
     click.echo(
         f"{served.name} at http://{host}:{port}/v1   {receipt.isa}, {receipt.threads} threads,"
-        f" {receipt.kv_format} KV, context {limits.context}, {limits.max_seqs} at once"
+        f" {receipt.kv_format} KV, context {limits.context}, {limits.max_seqs} at once,"
+        f" a cache of {tokens}{of} tokens (up to {size})"
     )

@@ -92,8 +92,7 @@ class Server:
 
     def __init__(self, model: ServedModel, settings: ServeSettings) -> None:
         self.model, self.settings = model, settings
-        client = model.client
-        self.metrics = Metrics(model.name, lambda: client.stats, settings.metrics_compat)
+        self.metrics = Metrics(model, settings.metrics_compat)
         self.responses = ResponseStore()
         self.draining = False
 

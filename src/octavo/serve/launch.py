@@ -23,6 +23,7 @@ from octavo.serve.app import Server, ServeSettings, create_app
 from octavo.serve.heap import share_one_heap
 from octavo.serve.served import ServedModel
 
+KV_SHARE = 0.5  # of the memory left over: a cache that many use fills up in time
 _DRAIN_SECONDS = 30
 
 
@@ -34,8 +35,10 @@ def serve_model(
     prefix_store: str = "",
 ) -> ServedModel:
     """Load a model in a process of its own. Raises what keeps it from loading. `prefix_store`: a
-    directory that keeps pinned prefixes, or empty."""
+    directory that keeps pinned prefixes, or empty. A config that doesn't say how large the cache is
+    gets room for all its sequences, within KV_SHARE."""
     share_one_heap()
+    config = dataclasses.replace(config, kv_share=config.kv_share or KV_SHARE)
     path = resolve_model(model)
     header = read_header(path)
     tokenizer = load_tokenizer(path, header.metadata if header.kind == "gguf" else None)

@@ -10,8 +10,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from octavo.engine.stats import EngineStats
 from octavo.serve.answering import Piece
+from octavo.serve.served import ServedModel
 
 PREFIX = "octavo:"
 _LABELS = ("model_name", "engine")
@@ -27,15 +27,16 @@ _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 5
 class _Gauges(Collector):
     """What the engine said last."""
 
-    def __init__(self, model: str, stats: Callable[[], EngineStats]) -> None:
-        self._labels = (model, "0")
-        self._stats = stats
+    def __init__(self, model: ServedModel) -> None:
+        self._labels = (model.name, "0")
+        self._client, self._kv_tokens = model.client, model.kv_tokens
 
     def collect(self) -> Iterable[Metric]:
-        stats = self._stats()
+        stats = self._client.stats
         yield self._gauge("num_requests_running", "Sequences in the step.", stats.running)
         yield self._gauge("num_requests_waiting", "Sequences that wait.", stats.waiting)
         yield self._gauge("kv_cache_usage_perc", "KV blocks in use, 1 is all.", stats.kv_usage)
+        yield self._gauge("kv_cache_tokens", "Tokens that the KV cache holds.", self._kv_tokens)
         yield self._gauge("prefix_cache_pins", "Prefixes held for a time.", stats.pins)
         yield self._gauge(
             "step_prefill_rows", "Tokens of prompts that a step may have now.", stats.prefill_rows
@@ -63,11 +64,11 @@ class _Gauges(Collector):
 class Metrics:
     """The metrics of one server."""
 
-    def __init__(self, model: str, stats: Callable[[], EngineStats], compat: bool = False) -> None:
+    def __init__(self, model: ServedModel, compat: bool = False) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_Gauges(model, stats))
+        self._registry.register(_Gauges(model))
         self._compat = compat
-        self._labels = (model, "0")
+        self._labels = (model.name, "0")
         self.first_token = self._histogram("time_to_first_token_seconds", _FIRST_TOKEN)
         self.between = self._histogram("inter_token_latency_seconds", _PER_TOKEN)
         self.per_token = self._histogram("request_time_per_output_token_seconds", _PER_TOKEN)

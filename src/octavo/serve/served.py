@@ -33,6 +33,11 @@ class ServedModel:
     def context(self) -> int:
         return self.ready.limits.context
 
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens that the KV cache holds."""
+        return self.ready.config.kv_tokens
+
     def check_name(self, name: str | None) -> str:
         """The name to answer with. Raises ApiError 404 for a model that isn't served."""
         if name is None or name in self.names:

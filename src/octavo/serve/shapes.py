@@ -324,6 +324,7 @@ class Running(Shape):
     formats: list[str]
     activations: list[str]
     kv: str
+    kv_tokens: int
     isa: str
     threads: int
     bytes_per_token: int

@@ -93,6 +93,7 @@ def model_card(model: ServedModel, name: str) -> dict[str, Any]:
             "formats": sorted({use.format for use in receipt.kernels}),
             "activations": sorted({use.activations for use in receipt.kernels}),
             "kv": receipt.kv_format,
+            "kv_tokens": model.kv_tokens,
             "isa": receipt.isa,
             "threads": receipt.threads,
             "bytes_per_token": receipt.bytes_per_token,

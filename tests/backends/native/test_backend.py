@@ -10,7 +10,13 @@ import pytest
 
 from octavo.backends.base import KvFormat, RuntimeConfig
 from octavo.backends.native.backend import NativeBackend, load, resolve_isa
-from octavo.backends.native.memory import Budget, choose_context, kv_bytes_per_token, kv_layout
+from octavo.backends.native.memory import (
+    Budget,
+    choose_cache,
+    choose_context,
+    kv_bytes_per_token,
+    kv_layout,
+)
 from octavo.core.errors import (
     ConfigError,
     FormatError,
@@ -168,6 +174,43 @@ def test_what_is_granted_limits_a_load_and_smaller_formats_fit_in_it() -> None:
 def test_a_cache_that_memory_can_not_hold_is_refused_without_a_context_too() -> None:
     with pytest.raises(ResourceError, match=r"cache 9\.00 GB"):
         choose_context(SPEC, replace(CONFIG, context=0, kv_tokens=9_000_000), 1000, Budget(0, GB))
+
+
+def test_a_servers_cache_holds_what_all_sequences_may_take() -> None:
+    config = replace(CONFIG, context=1000, max_seqs=16, kv_tokens=0, kv_share=0.5)
+    roomy = Budget(packed=GB, available=GB + (64 << 20) + 2 * 16_000 * 100)
+    assert choose_cache(config, 100, roomy) == (replace(config, kv_tokens=16_000), "")
+    alone = replace(config, kv_share=0.0)  # a library's
+    assert choose_cache(alone, 100, roomy) == (replace(alone, kv_tokens=1000), "")
+    asked = replace(config, kv_tokens=20_000)
+    assert choose_cache(asked, 100, roomy) == (asked, "")
+
+
+@pytest.mark.parametrize(
+    ("memory", "room", "tokens", "said"),
+    [
+        (0, 31_999, 15_999, "within 50% of the free memory"),
+        (1, 15_999, 15_999, "within the memory granted"),
+        (0, 1_500, 1_000, "take up to 16000"),  # one context fits: `choose_context` has looked
+    ],
+)
+def test_a_servers_cache_takes_its_share_and_says_so(
+    memory: int, room: int, tokens: int, said: str
+) -> None:
+    config = replace(CONFIG, context=1000, max_seqs=16, kv_tokens=0, kv_share=0.5, memory=memory)
+    found, note = choose_cache(config, 100, Budget(GB, GB + (64 << 20) + room * 100))
+    assert found.kv_tokens == tokens
+    assert said in note
+    assert f"cache of {tokens} tokens" in note
+
+
+def test_a_load_chooses_its_cache() -> None:
+    config = replace(CONFIG, context=100, max_seqs=3, kv_tokens=0, kv_share=0.5)
+    executor = load_native(SPEC, config)
+    assert executor.config.kv_tokens == 300
+    assert executor.kv_blocks == (-(-300 // 16) + 2,)
+    with pytest.raises(UnsupportedError, match=r"kv_share 1\.5 is not between 0 and 1"):
+        load_native(SPEC, replace(config, kv_share=1.5))
 
 
 @pytest.mark.parametrize(("name", "value"), [("kv_format", "int3"), ("activations", "a9")])

@@ -124,8 +124,8 @@ def _fit(
     budget = memory.Budget(packed, granted, _smaller(items, packed))
     per_token = memory.kv_bytes_per_token(memory.kv_layout(spec, config))
     context, note = memory.choose_context(spec, config, per_token, budget)
-    config = replace(config, context=context, kv_tokens=config.kv_tokens or context)
-    return config, (note,) if note else ()
+    config, more = memory.choose_cache(replace(config, context=context), per_token, budget)
+    return config, tuple(filter(None, (note, more)))
 
 
 def _smaller(items: Mapping[Role, Storage], packed: int) -> tuple[tuple[str, int], ...]:
@@ -252,6 +252,8 @@ def _config_reasons(config: RuntimeConfig) -> Iterator[str]:
             yield f"no native kernel has {name}; the reference backend does"
     if config.block_size % 16 or not 16 <= config.block_size <= 256:
         yield f"block_size {config.block_size} is not a multiple of 16 up to 256"
+    if not 0 <= config.kv_share <= 1:
+        yield f"kv_share {config.kv_share} is not between 0 and 1"
     if not config.wide_ratio > 0:
         yield f"wide_ratio {config.wide_ratio} is not above 0"
     for name, low, high in _RANGES:

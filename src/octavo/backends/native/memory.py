@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from octavo.backends.base import KvFormat, KvGroup, KvLayout, RuntimeConfig
+from octavo.backends.served import cache_tokens, whole_cache
 from octavo.core.errors import ResourceError, UnsupportedError
 from octavo.formats.kv import kv_head_bytes
 from octavo.spec.decoder import DecoderSpec
@@ -47,6 +48,23 @@ def kv_blocks(layout: KvLayout, config: RuntimeConfig) -> tuple[int, ...]:
     """Blocks of each group: kv_tokens, however they fall on max_seqs sequences."""
     count = -(-config.kv_tokens // layout.block_size) + config.max_seqs - 1
     return (count,) * len(layout.groups)
+
+
+def choose_cache(
+    config: RuntimeConfig, per_token: int, budget: Budget
+) -> tuple[RuntimeConfig, str]:
+    """The config, whose context is settled, with the cache's tokens, and a note when memory allows
+    less than `kv_share` is meant for."""
+    room = max(0, budget.available - budget.packed - _SPARE) // per_token
+    tokens, whole = cache_tokens(config, room), whole_cache(config)
+    found = replace(config, kv_tokens=tokens)
+    if config.kv_tokens or not config.kv_share or tokens == whole:
+        return found, ""
+    share = "the memory granted" if config.memory else f"{config.kv_share:.0%} of the free memory"
+    return found, (
+        f"cache of {tokens} tokens ({_size(tokens * per_token)}) where {config.max_seqs} sequences"
+        f" of {config.context} take up to {whole}: within {share}; long ones may wait for others"
+    )
 
 
 def choose_context(

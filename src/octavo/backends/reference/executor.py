@@ -31,7 +31,7 @@ from octavo.backends.reference.kv import PagedKv
 from octavo.backends.reference.options import ReferenceOptions
 from octavo.backends.reference.results import check_greedy, fill
 from octavo.backends.reference.weights import Formats, load_weights
-from octavo.backends.served import kv_reasons, settled
+from octavo.backends.served import cache_tokens, kv_reasons, settled
 from octavo.core.errors import UnsupportedError
 from octavo.formats.activations import OUTLIER
 from octavo.formats.kv import kv_head_bytes
@@ -225,10 +225,10 @@ def resolve(spec: DecoderSpec, config: RuntimeConfig) -> RuntimeConfig:
         )
     per_token = sum(kv_layout(spec, config).block_bytes) / config.block_size
     context = config.context or min(spec.max_positions, max(1, int(KV_BYTES // per_token)))
+    config = replace(config, context=context)
     return replace(
         config,
-        context=context,
-        kv_tokens=config.kv_tokens or context,
+        kv_tokens=cache_tokens(config, int(KV_BYTES // per_token)),
         threads=config.threads or torch.get_num_threads(),
         isa="torch",
     )
