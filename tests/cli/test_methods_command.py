@@ -132,3 +132,25 @@ def test_gains_are_ratios_to_bf16() -> None:
     assert same.faster > 0
     [small] = gains(["int4_g32"])
     assert 3 < small.smaller < 4
+
+
+@pytest.mark.parametrize(
+    ("term", "names"),
+    [("kivi", {"kivi2", "kivi4"}), ("KIVI4", {"kivi4"}), ("kv cache", {"int8", "kivi2"})],
+)
+def test_formats_of_keys_and_values_stand_with_the_methods(
+    term: str, names: set[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["methods", term, "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["methods"] == []
+    backends = {row["name"]: row["backend"] for row in content["kv_formats"]}
+    assert names <= set(backends)
+    assert all(backends[name] == ("native" if name == "int8" else "reference") for name in names)
+
+
+def test_a_cache_without_a_kernel_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods", "kivi2"]) == 0
+    text = capsys.readouterr().out
+    assert "the reference decoder runs it, slowly; --strict refuses it" in text
+    assert "3 bits each" in text

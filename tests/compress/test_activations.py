@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from octavo.backends.base import Executor, RuntimeConfig
+from octavo.backends.native.backend import load
 from octavo.compress.job import compress
 from octavo.compress.plan import plan
 from octavo.compress.recipe import Recipe, Step, from_flags
@@ -81,6 +82,15 @@ def test_what_no_kernel_has_runs_on_the_reference_and_says_so(scheme: str, tmp_p
     assert any("not batch-invariant" in note for note in receipt.notes) == (scheme == "a8_tensor")
     with pytest.raises(UnsupportedError, match="strict"):
         loaded(out, RuntimeConfig(context=32, strict=True))
+
+
+def test_strict_refuses_a_cache_that_no_kernel_has(tmp_path: Path) -> None:
+    plain = made(tmp_path, INT8)
+    config = RuntimeConfig(context=32, kv_format="kivi2")
+    with pytest.raises(UnsupportedError, match="strict: no native kernel has kivi2"):
+        loaded(plain, replace(config, strict=True))
+    with open_model(plain) as model, pytest.raises(UnsupportedError, match="kernel has kivi2"):
+        load(model.spec, model.source, config)
 
 
 def test_outliers_are_counted_and_many_are_warned_of(

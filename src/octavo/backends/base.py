@@ -24,7 +24,9 @@ I32 = npt.NDArray[np.int32]
 F32 = npt.NDArray[np.float32]
 
 # "auto": what the artifact was compressed for, else bf16; settled when a model is loaded.
-KvFormat = Literal["auto", "bf16", "fp32", "fp16", "int8", "int4", "fp8_e4m3", "fp8_e5m2"]
+KvFormat = Literal[
+    "auto", "bf16", "fp32", "fp16", "int8", "int4", "fp8_e4m3", "fp8_e5m2", "kivi2", "kivi4"
+]
 # a8_token, a8_tensor, a8_static: int8 with one scale per token, per step (what else is in the batch
 # changes it), or fixed when the artifact was made; llm_int8: per token, outliers exact. See
 # `octavo.formats.activations`.
@@ -40,7 +42,9 @@ ActivationFormat = Literal[
     "a8_static",
     "llm_int8",
 ]
-REFERENCE_ONLY = ("a8_token", "a8_tensor", "a8_static", "llm_int8", "fp8_e4m3", "fp8_e5m2")
+REFERENCE_ONLY = (
+    "a8_token", "a8_tensor", "a8_static", "llm_int8", "fp8_e4m3", "fp8_e5m2", "kivi2", "kivi4"
+)  # fmt: skip
 
 # What StepBatch.mask_state says of a sequence's row of `mask`.
 MASK_NONE = 0  # any token may be sampled

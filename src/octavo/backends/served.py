@@ -8,6 +8,7 @@ from typing import cast, get_args
 
 from octavo.backends.base import ActivationFormat, KvFormat, RuntimeConfig
 from octavo.core.errors import UnsupportedError
+from octavo.formats.kivi import KIVI_BITS
 from octavo.formats.kv import KV_GROUP
 from octavo.io.served import Served, served_by
 from octavo.io.weights import WeightSource
@@ -70,8 +71,10 @@ def whole_cache(config: RuntimeConfig) -> int:
 
 def kv_reasons(spec: DecoderSpec, kv: str) -> tuple[str, ...]:
     """Why keys and values of this model can't be stored so; () when they can."""
-    if kv == "int4" and any(layer.attention.head_dim % KV_GROUP for layer in spec.layers):
-        return (f"kv_format int4 needs a head_dim that {KV_GROUP} divides; use int8",)
+    if kv in ("int4", *KIVI_BITS) and any(
+        layer.attention.head_dim % KV_GROUP for layer in spec.layers
+    ):
+        return (f"kv_format {kv} needs a head_dim that {KV_GROUP} divides; use int8",)
     return ()
 
 

@@ -16,6 +16,7 @@ from octavo.cli.output import emit_json, fields
 from octavo.core.errors import UnsupportedError, UserError
 
 if TYPE_CHECKING:
+    from octavo.compress.caches import CacheFormat
     from octavo.compress.catalogue import Described
     from octavo.evals.planned import Gain
 
@@ -35,20 +36,26 @@ def command(term: str | None, measure: bool, as_json: bool) -> None:
     """
     if importlib.util.find_spec("torch") is None:
         raise UnsupportedError("methods need torch: `pip install 'octavo[torch]'`")
+    from octavo.compress.caches import cache_formats, find_cache_formats
     from octavo.compress.catalogue import described, find, measured
 
     chosen = find(term) if term else described()
-    if not chosen:
-        known = sorted({word for each in described() for word in (each.name, *each.synonyms)})
+    caches = find_cache_formats(term) if term else cache_formats()
+    if not (chosen or caches):
+        words = [(each.name, *each.synonyms) for each in described()]
+        words += [(each.name, *each.synonyms) for each in cache_formats()]
+        known = sorted({word for group in words for word in group})
         raise UserError(f"no method is known as {term!r}; known: {', '.join(known)}")
     gains = _gains([each.format for each in chosen if each.format], measure)
     record = measured()
     rows = [_row(each, record, gains) for each in chosen]
     if as_json:
         about = {key: value for key, value in record.items() if key != "methods"}
-        emit_json({"methods": rows, "kl_measured": about})
+        kv = [asdict(each) for each in caches]
+        emit_json({"methods": rows, "kv_formats": kv, "kl_measured": about})
         return
-    click.echo("\n\n".join(_paragraph(row, record) for row in rows))
+    paragraphs = [*(_paragraph(row, record) for row in rows), *map(_cache_paragraph, caches)]
+    click.echo("\n\n".join(paragraphs))
 
 
 def _row(
@@ -84,6 +91,20 @@ def _paragraph(row: Mapping[str, Any], record: Mapping[str, Any]) -> str:
         "source": row["source"],
     }
     return f"{row['name']} ({row['kind']})\n{fields(lines)}"
+
+
+def _cache_paragraph(cache: CacheFormat) -> str:
+    slow = "no native kernel: the reference decoder runs it, slowly; --strict refuses it"
+    lines = {
+        "output": "approximated; `octavo compress --kv` measures the KL with the artifact",
+        "calibration data": "none",
+        "static or dynamic": "dynamic: as keys and values are written or grow old",
+        "quantizes": f"keys and values, {cache.bits:g} bits each (heads of 64, scales counted)",
+        "one scale for": cache.shares,
+        "kernel here": "native" if cache.backend == "native" else slow,
+        "source": cache.source,
+    }
+    return f"{cache.name} (format of keys and values: --kv {cache.name})\n{fields(lines)}"
 
 
 def _evidence(row: Mapping[str, Any], record: Mapping[str, Any]) -> str:

@@ -13,19 +13,22 @@ from __future__ import annotations
 from typing import Any
 
 from octavo.formats.floats import Array, round_bf16
+from octavo.formats.kivi import KIVI_BITS, kivi_head_bytes
 
 KV_GROUP = 32  # elements of a head that share a scale of int4
 _SMALLEST = 2.0**-100  # a head or group whose largest value is below counts as zeros
 
 
 def kv_head_bytes(format: str, head_dim: int) -> int:
-    """Bytes of one token's key, or value, in one head: codes and bf16 scales."""
+    """Bytes of one token's key, or value, in one head: codes and scales; of KIVI an old one's."""
     if format == "int8":
         return head_dim + 2
     if format == "int4":
         return head_dim // 2 + 2 * (head_dim // KV_GROUP)
     if format.startswith("fp8"):
         return head_dim
+    if format in KIVI_BITS:
+        return kivi_head_bytes(KIVI_BITS[format], head_dim)
     return head_dim * (4 if format == "fp32" else 2)
 
 

@@ -31,14 +31,30 @@ def attend(
     q [..., n, heads, head_dim] at positions q_at [n]; k, v [..., m, kv_heads, head_dim] at k_at
     [m]; the leading axes are texts of equal length, side by side.
     """
+    shares = shares_of(spec, scores_of(spec, q, k), q_at, k_at)
+    return mixed_of(shares, v).reshape(q.shape)
+
+
+def scores_of(spec: AttentionSpec, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """scale * q k, [..., kv_heads, heads that share one, n, m]."""
     heads, dim = q.shape[-2:]
     grouped = q.reshape(*q.shape[:-2], spec.kv_heads, heads // spec.kv_heads, dim)
-    scores = torch.einsum("...ngrd,...mgd->...grnm", grouped, k) * spec.scale
+    return torch.einsum("...ngrd,...mgd->...grnm", grouped, k) * spec.scale
+
+
+def shares_of(
+    spec: AttentionSpec, scores: torch.Tensor, q_at: torch.Tensor, k_at: torch.Tensor
+) -> torch.Tensor:
+    """The softmax over the visible keys, capped where the model caps."""
     if spec.softcap is not None:
         scores = spec.softcap * torch.tanh(scores / spec.softcap)
     scores = scores.masked_fill(~visible(spec.window, q_at, k_at), float("-inf"))
-    mixed = torch.einsum("...grnm,...mgd->...ngrd", torch.softmax(scores, dim=-1), v)
-    return mixed.reshape(q.shape)
+    return torch.softmax(scores, dim=-1)
+
+
+def mixed_of(shares: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Values by their shares, [..., n, kv_heads, heads that share one, head_dim]."""
+    return torch.einsum("...grnm,...mgd->...ngrd", shares, v)
 
 
 def visible(window: int | None, q_at: torch.Tensor, k_at: torch.Tensor) -> torch.Tensor:

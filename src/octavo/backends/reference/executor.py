@@ -34,6 +34,7 @@ from octavo.backends.reference.weights import Formats, load_weights
 from octavo.backends.served import cache_tokens, kv_reasons, settled
 from octavo.core.errors import UnsupportedError
 from octavo.formats.activations import OUTLIER
+from octavo.formats.kivi import KIVI_BITS, KIVI_GROUP
 from octavo.formats.kv import kv_head_bytes
 from octavo.io.served import served_by
 from octavo.io.weights import WeightSource
@@ -230,8 +231,16 @@ def resolve(spec: DecoderSpec, config: RuntimeConfig) -> RuntimeConfig:
         config,
         kv_tokens=cache_tokens(config, int(KV_BYTES // per_token)),
         threads=config.threads or torch.get_num_threads(),
+        block_size=_block_size(config),
         isa="torch",
     )
+
+
+def _block_size(config: RuntimeConfig) -> int:
+    """KIVI's groups of tokens don't cross blocks, so that texts can share a block, or drop it."""
+    if config.kv_format not in KIVI_BITS:
+        return config.block_size
+    return -(-config.block_size // KIVI_GROUP) * KIVI_GROUP
 
 
 def kv_layout(spec: DecoderSpec, config: RuntimeConfig) -> KvLayout:

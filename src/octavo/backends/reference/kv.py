@@ -12,8 +12,10 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from octavo.backends.base import KvFormat, KvLayout, StepBatch
 from octavo.backends.reference.attention import attend, visible
+from octavo.backends.reference.kivi import attend_kivi, whole_groups
 from octavo.backends.reference.rounding import round_kv
 from octavo.core.errors import InternalError
+from octavo.formats.kivi import KIVI_BITS
 from octavo.spec.decoder import AttentionSpec
 
 
@@ -44,13 +46,37 @@ class DenseKv:
     def attend(
         self, layer: int, spec: AttentionSpec, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
     ) -> torch.Tensor:
-        k, v = round_kv(k, v, self._format)
+        k, v = round_kv(k, v, stored_as(self._format))
         before = self._kv[layer]
         if before is not None:
             k, v = torch.cat([before[0], k]), torch.cat([before[1], v])
         self._kv[layer] = (k, v)
-        at = torch.arange(k.shape[0], device=k.device)
-        return attend(spec, q, k, v, at[-q.shape[0] :], at)
+        at = torch.arange(k.shape[0], device=k.device)[-q.shape[0] :]
+        if self._format in KIVI_BITS:
+            k, v = whole_groups(k), whole_groups(v)
+        return answered(self._format, spec, (q, at), (k, v))
+
+
+def stored_as(format: KvFormat) -> KvFormat:
+    """What keys and values are rounded to when they are written: KIVI's are rounded again when
+    they are read, by how old they are then."""
+    return "bf16" if format in KIVI_BITS else format
+
+
+def answered(
+    format: KvFormat,
+    spec: AttentionSpec,
+    queries: tuple[torch.Tensor, torch.Tensor],
+    kv: tuple[torch.Tensor, torch.Tensor],
+    at: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """What queries (q, positions) read of keys and values as stored, at positions 0, 1, 2 ...
+    unless `at` has them; of KIVI in whole groups."""
+    q, q_at = queries
+    k_at = torch.arange(len(kv[0]), device=q.device) if at is None else at
+    if format in KIVI_BITS:
+        return attend_kivi(spec, KIVI_BITS[format], queries, kv, k_at)
+    return attend(spec, q, *kv, q_at, k_at)
 
 
 class WholeKv:
@@ -93,7 +119,8 @@ class PagedKv:
     ) -> None:
         self._layout = layout
         self._batch: StepBatch
-        stored = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(layout.format, dtype)
+        halves = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        stored = halves.get(stored_as(layout.format), dtype)
         self._group_of: dict[int, int] = {}
         self._kv: dict[int, torch.Tensor] = {}
         for index, group in enumerate(layout.groups):
@@ -145,7 +172,7 @@ class PagedKv:
         self, layer: int, blocks: torch.Tensor, at: torch.Tensor, k: torch.Tensor, v: torch.Tensor
     ) -> None:
         size, kv = self._layout.block_size, self._kv[layer]
-        k, v = round_kv(k, v, self._layout.format)
+        k, v = round_kv(k, v, stored_as(self._layout.format))
         kv[:, blocks[at // size], at % size] = torch.stack([k, v]).to(kv.dtype)
 
     def _read(
@@ -156,11 +183,12 @@ class PagedKv:
         q: torch.Tensor,
         at: torch.Tensor,
     ) -> torch.Tensor:
-        """Keys of absent blocks are left out: only a window's blocks may be absent."""
+        """Keys of absent blocks are left out: only a window's blocks may be absent. A block holds
+        whole groups of KIVI (`executor.resolve`)."""
         size = self._layout.block_size
         used = blocks[: int(at.max()) // size + 1]
         present = torch.nonzero(used >= 0)[:, 0]
         offsets = torch.arange(size, device=q.device)
         positions = (present[:, None] * size + offsets).flatten()
         kv = self._kv[layer][:, used[present]].flatten(1, 2).to(q.dtype)
-        return attend(spec, q, kv[0], kv[1], at, positions)
+        return answered(self._layout.format, spec, (q, at), (kv[0], kv[1]), positions)

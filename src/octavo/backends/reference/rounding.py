@@ -15,6 +15,7 @@ from octavo.formats.activations import (
     fake_quantize_llm_int8,
 )
 from octavo.formats.floats import largest, round_float
+from octavo.formats.kivi import KIVI_BITS
 from octavo.formats.kv import fake_quantize_kv
 
 
@@ -66,8 +67,14 @@ def round_kv(
     """Keys and values [..., head_dim] as a cache of `format` gives them back; fp32 keeps them.
 
     The integer formats are rounded in fp32 as the native cache does, to the same codes and scales.
-    Raises UnsupportedError for values beyond the range of fp16 or fp8, which has no scale here.
+    Raises UnsupportedError for values beyond the range of fp16 or fp8, which has no scale here, and
+    for KIVI's formats, where it depends on the query.
     """
+    if format in KIVI_BITS:
+        raise UnsupportedError(
+            f"{format} rounds keys and values when they leave a window, which passes over whole "
+            "texts, such as training's, don't do; use int4 or int8 there"
+        )
     if format == "fp32":
         return k, v
     if format == "bf16":

@@ -18,6 +18,7 @@ from octavo.backends.base import KvFormat
 from octavo.compress.base import TrainTask
 from octavo.compress.facts import Facts
 from octavo.core.errors import ConfigError, FormatError, UserError
+from octavo.formats.kivi import KIVI_BITS
 from octavo.formats.number_format import FP32
 from octavo.formats.quantized import QuantizedTensor
 from octavo.spec.decoder import Role
@@ -76,6 +77,11 @@ class Qat:
         if self.kv_format not in get_args(KvFormat):
             known = ", ".join(get_args(KvFormat))
             raise ConfigError(f"qat: kv_format is {self.kv_format!r}; give one of {known}")
+        if self.kv_format in KIVI_BITS:
+            raise ConfigError(
+                f"qat: kv_format {self.kv_format} rounds by how old a key is, which training, on "
+                "whole texts, doesn't do; give int4 or int8"
+            )
         self._config(0)
 
     def train(self, task: TrainTask) -> Mapping[Role, QuantizedTensor | Tensor]:
