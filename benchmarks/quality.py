@@ -39,6 +39,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("theirs", type=Path, help="llama.cpp's file")
     parser.add_argument("--format", default="int4_g32", help="ours")
     parser.add_argument("--keep", default="", help="PART=FORMAT of ours, such as head=int8_g32")
+    parser.add_argument("--kv", default="bf16", help="format of our keys and values")
+    parser.add_argument("--activations", default="auto", help="of ours")
     parser.add_argument("--tokens", type=int, default=4096, help="positions to score, about")
     parser.add_argument("--code", action="store_true", help="score code instead of prose")
     return parser.parse_args()
@@ -47,7 +49,7 @@ def _arguments() -> argparse.Namespace:
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Estimates of both mean KLs and of their paired difference, and of the same top token."""
     windows = _windows(arguments.source, arguments.tokens, arguments.code)
-    ours = _ours(arguments.source, arguments.format, arguments.keep)
+    ours = _ours(arguments)
     theirs, base = (LlamaCpp(path, CONTEXT) for path in (arguments.theirs, arguments.source))
     scored = [kl_by_token(ours, theirs, base, window) for window in windows]
     for scorer in (ours, theirs, base):
@@ -74,16 +76,21 @@ def _windows(source: Path, count: int, code: bool) -> Sequence[Window]:
     return split(tokens, CONTEXT)
 
 
-def _ours(source: Path, name: str, keep: str) -> Scorer:
+def _ours(arguments: argparse.Namespace) -> Scorer:
     from octavo.backends.native.backend import load
     from octavo.io.checkpoint import open_model
 
-    kept = tuple(tuple(item.split("=")) for item in keep.split(",") if item)
+    kept = tuple(tuple(item.split("=")) for item in arguments.keep.split(",") if item)
     config = RuntimeConfig(
-        context=CONTEXT, max_seqs=1, format=name, keep=tuple((part, to) for part, to in kept)
+        context=CONTEXT,
+        max_seqs=1,
+        format=arguments.format,
+        keep=tuple((part, to) for part, to in kept),
+        kv_format=arguments.kv,
+        activations=arguments.activations,
     )
-    with open_model(source) as model:
-        return ExecutorScorer(load(model.spec, model.source, config), name)
+    with open_model(arguments.source) as model:
+        return ExecutorScorer(load(model.spec, model.source, config), arguments.format)
 
 
 def kl_by_token(ours: Scorer, theirs: Scorer, base: Scorer, window: Window) -> tuple[F64, F64]:
