@@ -84,13 +84,18 @@ class Engine:
     def check_room(self, count: int) -> None:
         """Raises OverloadedError when `count` more requests are more than may wait. From any
         thread; what others submit meanwhile is not seen."""
-        most, waiting = self.limits.max_waiting, self.scheduler.waiting + self._waits.arriving
+        most, waiting = self.limits.max_waiting, self.waiting
         if most and waiting + count > most:
             raise OverloadedError(
                 f"{waiting} requests wait and at most {most} may; try again in a moment, or start"
                 " with a larger max_waiting",
                 retry_after=max(1.0, self.pace.step_seconds * waiting),
             )
+
+    @property
+    def waiting(self) -> int:
+        """Sequences that wait to be computed, those for the prefix store among them."""
+        return self.scheduler.waiting + self._waits.arriving
 
     def submit(self, request: Request) -> Request:
         """Queue a request and return it as it runs: with a seed drawn if it had none."""
@@ -206,9 +211,7 @@ class Engine:
     def stats(self) -> EngineStats:
         """Counters and gauges, between steps."""
         stats = read_stats(self.scheduler, self.prefixes, self.pace, self.last)
-        if arriving := self._waits.arriving:
-            stats = dataclasses.replace(stats, waiting=stats.waiting + arriving)
-        return stats
+        return dataclasses.replace(stats, waiting=self.waiting)
 
     def check(self) -> None:
         """Invariants of scheduler and pools, between steps. Raises InternalError."""

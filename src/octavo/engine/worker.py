@@ -22,10 +22,11 @@ from octavo.core.errors import InternalError, OctavoError, RequestError
 from octavo.engine.client import EngineLoop, Inbox
 from octavo.engine.constraint import Vocabulary, vocabulary_of
 from octavo.engine.engine import Engine
+from octavo.engine.outbox import Outbox
 from octavo.engine.request import Output, Request
 from octavo.engine.scheduler import Limits
 from octavo.engine.store import PrefixStore, identity
-from octavo.engine.wire import Abort, Failed, Load, Outputs, Ready, Stop, Submit, Unpin, Wire
+from octavo.engine.wire import Abort, Failed, Load, Ready, Stop, Submit, Unpin, Wire
 
 
 def load_native(
@@ -55,29 +56,15 @@ def _vocabulary(path: Path, end: Sequence[int]) -> Vocabulary:
     return vocabulary_of(tokenizer, tuple(dict.fromkeys((*end, *tokenizer.eos_ids))))
 
 
-class _Outbox:
-    """All outputs of a step in one message."""
-
-    def __init__(self, wire: Wire, engine: Engine) -> None:
-        self._wire, self._engine = wire, engine
-
-    def put(self, item: list[Output] | BaseException) -> None:
-        try:
-            if isinstance(item, OctavoError):
-                self._wire.send(Failed(item))
-            elif not isinstance(item, BaseException):
-                self._wire.send(Outputs(item, self._engine.stats()))
-        except OSError:
-            pass  # the parent is gone; `receive` says so too
-
-
 def serve(wire: Wire, engine: Engine) -> None:
     """Until a Stop, or the parent's end."""
-    loop, outbox = EngineLoop(engine), _Outbox(wire, engine)
+    loop = EngineLoop(engine)
+    outbox = Outbox(wire, engine, lambda: not loop.mailbox.empty())
     prefixes = engine.prefixes
     while (message := wire.receive()) is not None and not isinstance(message, Stop):
         if isinstance(message, Submit):
             submit(loop, outbox, message.requests)
+            outbox.flush()
         elif isinstance(message, Abort):
             loop.abort(message.request_id, message.choice)
         elif isinstance(message, Unpin) and prefixes is not None:

@@ -1,8 +1,7 @@
 """Answers as text, on the event loop, while the engine's process makes them.
 
-The reader's thread puts a step's outputs into an inbox; the loop takes them out. After each piece
-the loop looks away for up to 10 ms, so that at hundreds of tokens a second a stream costs a wake-up
-per few tokens and not per token; the first token is passed on at once.
+The reader's thread puts outputs into an inbox; the loop takes them out. How many tokens come at
+once is the engine's choice (`engine.outbox`): nothing waits here.
 """
 
 from __future__ import annotations
@@ -18,8 +17,6 @@ from octavo.engine.detokenize import Detokenizer
 from octavo.engine.process import ServingClient
 from octavo.engine.request import CacheUse, Output, Request, TokenLogprobs
 from octavo.io.tokenizer import Tokenizer
-
-COALESCE_SECONDS = 0.01
 
 
 class AsyncInbox:
@@ -119,7 +116,6 @@ class Answering:
             for i, request in enumerate(self.requests)
             for choice in range(request.params.n)
         }
-        self._looked = -COALESCE_SECONDS
 
     async def __aenter__(self) -> Answering:
         return self
@@ -142,15 +138,8 @@ class Answering:
     async def __anext__(self) -> list[Piece]:
         if all(choice.done for choice in self._choices.values()):
             raise StopAsyncIteration
-        await self._look_away()
         pieces = [piece for output in await self._inbox.get() for piece in self._take(output)]
-        self._looked = asyncio.get_running_loop().time()
         return pieces or await self.__anext__()
-
-    async def _look_away(self) -> None:
-        rest = self._looked + COALESCE_SECONDS - asyncio.get_running_loop().time()
-        if rest > 0:
-            await asyncio.sleep(rest)
 
     def _take(self, output: Output) -> list[Piece]:
         choice = self._choices[output.request_id, output.choice]

@@ -226,11 +226,13 @@ class Messages:
 
 
 def _content(found: Collected) -> list[dict[str, Any]]:
-    """Content blocks of a whole answer; a lone empty text where there is nothing."""
+    """Content blocks of a whole answer, as its stream has them; a lone empty text where there is
+    nothing."""
     blocks: list[dict[str, Any]] = []
     if found.thought:
         blocks.append({"type": "thinking", "thinking": found.thought, "signature": ""})
-    if found.text.strip() or not found.calls:
+    alone = not found.calls and bool(found.text or not found.thought)
+    if found.text.strip() or alone:
         blocks.append({"type": "text", "text": found.text})
     for begin, texts in found.calls:
         blocks.append({**_tool_use(begin), "input": _input("".join(texts))})

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
@@ -23,6 +22,7 @@ from octavo.serve.chat import Chat
 from octavo.serve.completions import Completions
 from octavo.serve.embeddings import Embeddings, EmbeddingsRequest
 from octavo.serve.errors import ApiError, api_error
+from octavo.serve.events import EventStream, gone
 from octavo.serve.guard import Guard
 from octavo.serve.metrics import Metrics, Stopwatch
 from octavo.serve.openapi import document
@@ -35,7 +35,7 @@ from octavo.serve.protocol import (
 )
 from octavo.serve.responses import Responses, ResponsesRequest, ResponseStore
 from octavo.serve.served import ServedModel
-from octavo.serve.wording import KEEP_ALIVE, json_bytes
+from octavo.serve.wording import json_bytes
 
 B = TypeVar("B", bound=BaseModel)
 G = TypeVar("G", bound="Generation")
@@ -102,53 +102,26 @@ class Server:
         watched = Watched(answering, Stopwatch(self.metrics, call.prompt_sizes))
         if stream:
             body = self._events(answering, call, call.stream(watched))
-            headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-            return StreamingResponse(body, media_type="text/event-stream", headers=headers)
+            return EventStream(body, self.settings.keep_alive)
         async with answering:
             return json_response(await _unless_gone(request, call.answer(watched)))
 
     async def _events(
         self, answering: Answering, call: Call, events: AsyncIterator[bytes]
-    ) -> AsyncIterator[bytes]:
-        """Events as they come, comments while none do, and an error as the last event."""
+    ) -> AsyncGenerator[bytes, None]:
+        """Events as they come, and an error as the last one."""
         async with answering:
-            source = aiter(events)
-            pending: asyncio.Task[bytes] | None = None
             try:
-                while True:
-                    pending = pending or asyncio.ensure_future(_next(source))
-                    done, _ = await asyncio.wait({pending}, timeout=self.settings.keep_alive)
-                    if not done:
-                        yield KEEP_ALIVE
-                        continue
-                    task, pending = pending, None
-                    yield task.result()
-            except StopAsyncIteration:
-                return
-            except _End:
-                return
+                async for data in events:
+                    yield data
             except Exception as error:
                 yield call.failure(_told(error))
-            finally:
-                if pending is not None:
-                    pending.cancel()
-
-
-class _End(Exception):
-    """A stream's end: StopAsyncIteration can't leave a task."""
-
-
-async def _next(source: AsyncIterator[bytes]) -> bytes:
-    try:
-        return await anext(source)
-    except StopAsyncIteration:
-        raise _End from None
 
 
 async def _unless_gone(request: Request, work: Awaitable[dict[str, Any]]) -> dict[str, Any]:
     """The work's result; the work is cancelled when the client hangs up."""
     task = asyncio.ensure_future(work)
-    watch = asyncio.ensure_future(_gone(request))
+    watch = asyncio.ensure_future(gone(request.receive))
     try:
         await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
@@ -159,11 +132,6 @@ async def _unless_gone(request: Request, work: Awaitable[dict[str, Any]]) -> dic
             pending.cancel()
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 await pending
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _told(error: Exception) -> ApiError:
