@@ -62,7 +62,7 @@ check: $(VENV)/.tools
 	PATH=$(abspath $(BIN)):$$PATH cmake --build build/check --target octavo_check
 	build/check/octavo_check --trap-avxvnni
 	$(BIN)/python scripts/check_isa_objects.py \
-		build/check/CMakeFiles/octavo_check.dir/native/kernels/isa_*.o
+		build/check/CMakeFiles/octavo_kernels.dir/native/kernels/isa_*.o
 
 sanitize: $(VENV)/.dev
 	$(BIN)/python scripts/sanitize.py

@@ -30,7 +30,7 @@ def main() -> None:
     paths = [Path(name) for name in sys.argv[1:]]
     if not paths:
         sys.exit(
-            "which object files? build/check/CMakeFiles/octavo_check.dir/native/kernels/isa_*.o"
+            "which object files? build/check/CMakeFiles/octavo_kernels.dir/native/kernels/isa_*.o"
         )
     faults = [
         f"{path.name}: {name}"
