@@ -44,6 +44,7 @@ def test_facts_of_fp32() -> None:
         ("iq4nl_g32", -127, 113, 11, 16),
         ("fp8_e4m3_channel", -448, 448, 2**-9, 254),
         ("lut4_channel", None, None, None, 16),
+        ("trellis2_g64", -127, 127, 1, 4),
     ],
 )
 def test_ranges_are_in_units_of_the_scale(

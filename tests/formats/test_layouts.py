@@ -110,7 +110,7 @@ def test_minus_zero_is_kept() -> None:
     assert same(found.rows(0, 16), tensor)
 
 
-@pytest.mark.parametrize("name", ["int4_g32_offset", "binary_channel", "iq4nl_g32"])
+@pytest.mark.parametrize("name", ["int4_g32_offset", "binary_channel", "iq4nl_g32", "trellis2_g32"])
 def test_a_format_without_a_zero_stays_dense(name: str) -> None:
     assert chosen(rtn.encode(pruned("0.9", 16, 64), NumberFormat.parse(name)))[0] == DENSE
 

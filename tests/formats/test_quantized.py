@@ -79,6 +79,12 @@ def _slow_code(tensor: QuantizedTensor, row: int, column: int) -> int:
     return whole >> (column * bits) & (2**bits - 1)
 
 
+def _slow_window(tensor: QuantizedTensor, row: int, column: int) -> int:
+    run = column // 32 * 32
+    ring = [_slow_code(tensor, row, run + (column + i) % 32) for i in range(4)]
+    return sum(code << 2 * i for i, code in enumerate(ring))
+
+
 def _slow_weight(tensor: QuantizedTensor, row: int, column: int) -> np.float32:
     """`w = fl(fl(s * (q - z)) + m)`, from the class's docstring and nothing else."""
     format = tensor.format
@@ -90,6 +96,8 @@ def _slow_weight(tensor: QuantizedTensor, row: int, column: int) -> np.float32:
     if format.kind == "float":
         return scale * np.float32(tensor.codes[row, column])
     code = _slow_code(tensor, row, column)
+    if format.variant == "trellis2":
+        return scale * named_levels(format)[_slow_window(tensor, row, column)]
     if format.kind == "codebook":
         levels = named_levels(format) if tensor.codebook is None else tensor.codebook
         return scale * levels[code]

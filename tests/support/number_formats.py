@@ -46,6 +46,7 @@ def _elements(draw: st.DrawFn) -> tuple[Kind, int, str]:
         ("int", 1, "binary"),
         ("codebook", 4, "nf4"),
         ("codebook", 4, "iq4nl"),
+        ("codebook", 2, "trellis2"),
     ]
     learned = st.integers(1, 8).map(lambda bits: ("codebook", bits, "learned"))
     plain = st.integers(1, 8).map(lambda bits: ("int", bits, ""))
@@ -59,7 +60,7 @@ def _two_level(draw: st.DrawFn) -> NumberFormat:
     zero: Zero = draw(st.sampled_from(["none", "real"])) if plain else "none"
     if plain and bits == 1:
         zero = "real"
-    group = draw(st.sampled_from([8, 16, 32, 64]))
+    group = draw(st.sampled_from([32, 64] if variant == "trellis2" else [8, 16, 32, 64]))
     signed = zero == "none" and draw(st.booleans())
     top = SuperScale(draw(st.integers(2, 8)), signed, group * draw(st.integers(1, 16)))
     return NumberFormat(kind, bits, PerGroup(group), variant, zero, "int", top)
@@ -73,7 +74,10 @@ def _one_level(draw: st.DrawFn) -> NumberFormat:
         zeros = ["int", "real"] if bits == 1 else ["none", "int", "real"]
     zero = draw(st.sampled_from(zeros))
     scale = draw(st.sampled_from(REAL_SCALES if zero == "real" else SCALES))
-    return NumberFormat(kind, bits, draw(granularities()), variant, zero, scale)
+    where = draw(granularities())
+    if variant == "trellis2" and isinstance(where, PerGroup):
+        where = PerGroup(32 * min(where.size, 300_000))  # whole runs
+    return NumberFormat(kind, bits, where, variant, zero, scale)
 
 
 def _plain_floats() -> st.SearchStrategy[NumberFormat]:

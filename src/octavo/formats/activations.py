@@ -13,18 +13,19 @@ from octavo.formats.floats import round_bf16 as round_bf16
 from octavo.formats.number_format import NumberFormat
 
 WIDE_RATIO = 14.0  # a8a16: a row whose maximum over RMS is larger takes 16 bits
+LEVELS8 = ("iq4nl", "trellis2")  # codebooks whose levels are integers of 8 bits
 UNIT = 32  # inputs of a unit: the kernels pad rows of activations to a multiple of it
 
 
 def takes_a8(weight: NumberFormat) -> bool:
-    """Whether int8 activations multiply such weights: integers, and codebooks of up to 16 levels,
+    """Whether int8 activations multiply such weights: integers, and codebooks of up to 4 bits,
     whose levels count as integers of 16 bits (`codebooks.level_steps`)."""
     return weight.kind == "int" or (weight.kind == "codebook" and weight.bits <= 4)
 
 
 def takes_a16(weight: NumberFormat) -> bool:
     """Whether 16-bit activations do: levels of 16 bits would take sums beyond 32 bits."""
-    return weight.kind == "int" or weight.variant == "iq4nl"
+    return weight.kind == "int" or weight.variant in LEVELS8
 
 
 def padded_width(k: int) -> int:

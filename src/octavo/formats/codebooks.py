@@ -1,4 +1,4 @@
-"""Levels of the codebooks that have a name. Always ascending."""
+"""Levels of the codebooks that have a name. Ascending, but for a trellis."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from octavo.core.errors import FormatError
 from octavo.formats.number_format import NumberFormat
+from octavo.formats.trellis import levels as trellis_levels
 
 F32 = npt.NDArray[np.float32]
 
@@ -70,6 +71,8 @@ def named_levels(format: NumberFormat) -> F32:
             levels = nf4_levels()
         case "iq4nl":
             levels = iq4nl_levels()
+        case "trellis2":
+            levels = trellis_levels()
         case "e4m3" | "e5m2":
             levels = float8_levels(format.variant)
         case _:

@@ -94,9 +94,15 @@ def patterns(format: NumberFormat) -> tuple[Pattern, ...]:
     top, bottom = max(codes), min(codes)
     middle = min(codes, key=lambda value: (abs(value), value))
     named = {"largest": top, "nearest to 0": middle, "smallest": bottom}
+    width = _pattern_bits(format)
     return tuple(
-        Pattern(label, f"{codes[value]:0{format.bits}b}", value) for label, value in named.items()
+        Pattern(label, f"{codes[value]:0{width}b}", value) for label, value in named.items()
     )
+
+
+def _pattern_bits(format: NumberFormat) -> int:
+    """Bits that choose a value: of the code, or of four codes."""
+    return format.bits if format.run == 1 else 4 * format.bits
 
 
 def _float_patterns(format: NumberFormat) -> tuple[Pattern, ...]:
@@ -118,7 +124,7 @@ def _float_bits(format: NumberFormat, value: float) -> str:
 
 
 def _levels(format: NumberFormat) -> dict[int, float] | None:
-    """Code -> value in units of the scale. None: too many (wide floats), or learned."""
+    """Code (trellis: window) -> value in units of the scale. None: too many, or learned."""
     if format.variant == "learned" or format.kind == "float":
         return None
     if format.kind == "codebook":
@@ -139,7 +145,7 @@ def _span(
         return -largest(format.variant), largest(format.variant), _float_step(format)
     if levels is None:
         return None, None, None
-    ordered = sorted(levels.values())
+    ordered = sorted(set(levels.values()))
     return ordered[0], ordered[-1], min(b - a for a, b in pairwise(ordered))
 
 
@@ -193,6 +199,8 @@ def _parts(format: NumberFormat) -> tuple[Part, ...]:
 def _expression(format: NumberFormat) -> str:
     if format.plain:
         return "the value itself"
+    if format.run > 1:
+        return "s * level[code and the next three of its run of 32, a ring]"
     if format.kind != "int":
         return "s * value" if format.kind == "float" else "s * level[code]"
     if format.variant == "binary":

@@ -251,7 +251,7 @@ def _zero_of(format: NumberFormat, zeros: Any, codebook: Any) -> npt.NDArray[Any
     if format.zero == "int":
         points: U8 | None = None if zeros is None else np.asarray(zeros).view(np.uint8)
         return points
-    if format.zero == "real" or format.variant == "binary":
+    if format.zero == "real" or format.variant == "binary" or format.run > 1:
         return None
     if format.kind == "int":
         return 1 << (format.bits - 1)

@@ -23,7 +23,8 @@ SCALE_BITS: Mapping[str, int] = MappingProxyType(
     {"none": 0, "fp16": 16, "bf16": 16, "fp32": 32, "e4m3": 8, "e8m0": 8}
 )
 _INT_VARIANTS: Mapping[str, int] = MappingProxyType({"ternary": 2, "binary": 1})
-_CODEBOOK_VARIANTS: Mapping[str, int] = MappingProxyType({"nf4": 4, "iq4nl": 4})
+_CODEBOOK_VARIANTS: Mapping[str, int] = MappingProxyType({"nf4": 4, "iq4nl": 4, "trellis2": 2})
+_RUNS: Mapping[str, int] = MappingProxyType({"trellis2": 32})
 _PER_TENSOR = PerTensor()
 _OFFSET_SCALES = ("fp16", "bf16", "fp32", "int")
 
@@ -36,11 +37,11 @@ COMMON_NAMES = (
     *("int5_g32_offset_su6x256", "int6_g16_si8x256", "int3_g32", "int3_g64", "int3_g64_asym"),
     *("int3_g16_si6x256", "int2_g32", "int2_g64_asym", "int2_g16_offset_su4x256"),
     *("nf4_g64", "nf4_g64_sfp32", "iq4nl_g32", "iq4nl_g32_si6x256", "lut4_channel"),
-    *("ternary_tensor", "binary_channel"),
+    *("ternary_tensor", "binary_channel", "trellis2_g64", "trellis2_channel"),
 )
 
 _NAME = re.compile(
-    r"(?P<base>fp32|fp16|bf16|fp8_e4m3|fp8_e5m2|int[1-8]|nf4|iq4nl|lut[1-8]|ternary|binary)"
+    r"(?P<base>fp32|fp16|bf16|fp8_e4m3|fp8_e5m2|int[1-8]|nf4|iq4nl|trellis2|lut[1-8]|ternary|binary)"
     r"(?:_(?P<where>tensor|channel|token|g[1-9][0-9]{0,6}))?"
     r"(?:_(?P<zero>asym|offset))?"
     r"(?:_s(?P<scale>fp16|bf16|fp32|e4m3|e8m0|[iu][2-8]x[1-9][0-9]{0,6}))?"
@@ -67,8 +68,9 @@ class NumberFormat:
     kind        float (no scale needed), int (codes of a uniform grid), codebook (code -> level).
     bits        bits of one code.
     variant     the element type where kind and bits don't settle it: "fp32", "fp16", "bf16",
-                "e4m3", "e5m2" for floats; "nf4", "iq4nl", "learned" for codebooks; "ternary" and
-                "binary" for ints of {-1, 0, 1} and {-1, 1}; otherwise "".
+                "e4m3", "e5m2" for floats; "nf4", "iq4nl", "learned" for codebooks, and "trellis2",
+                whose levels go by windows of four codes (trellis.py); "ternary" and "binary" for
+                ints of {-1, 0, 1} and {-1, 1}; otherwise "".
     zero        "none": the grid is symmetric, code 2**(bits-1) stands for 0 (binary has no 0: its
                 codes 0 and 1 stand for -1 and 1);
                 "int": an integer zero point per group; "real": an offset m per group (Q4_1, HQQ).
@@ -122,6 +124,16 @@ class NumberFormat:
         """A float stored as itself, without scales."""
         return self.scale == "none"
 
+    @property
+    def run(self) -> int:
+        """Weights of a row whose codes go together: 32 on a trellis, else 1."""
+        return _RUNS.get(self.variant, 1)
+
+    @property
+    def levels(self) -> int:
+        """How many levels a codebook has: one a code, on a trellis one a window."""
+        return 256 if self.run > 1 else 2**self.bits
+
     def groups(self, shape: tuple[int, int]) -> tuple[int, int, int]:
         """(rows of scales, scales per row, weights per scale) for a weight of `shape` = (out, in).
 
@@ -130,6 +142,11 @@ class NumberFormat:
         rows, width = shape
         if rows < 1 or width < 1:
             raise FormatError(f"{self} can't take a weight of [{rows}, {width}]: it is empty")
+        if width % self.run:
+            raise FormatError(
+                f"{self} can't take a weight of [{rows}, {width}]: {width} inputs don't split into "
+                f"runs of {self.run}; keep it in another format, such as int2_channel"
+            )
         match self.granularity:
             case PerTensor():
                 return 1, 1, rows * width
@@ -225,6 +242,8 @@ def _scale_problem(f: NumberFormat) -> str:
         return f"{f.scale} can't hold an offset"
     if isinstance(f.granularity, PerGroup) and not 1 <= f.granularity.size < 10_000_000:
         return "a group holds 1 to 9,999,999 values"
+    if isinstance(f.granularity, PerGroup) and f.granularity.size % f.run:
+        return f"a group of a trellis holds whole runs of {f.run}: use _g32, _g64 or _g128"
     return ""
 
 

@@ -15,6 +15,7 @@ from octavo.formats.codebooks import float8_levels, named_levels
 from octavo.formats.floats import float_dtype
 from octavo.formats.number_format import NumberFormat
 from octavo.formats.packing import packed_width, unpack_bits
+from octavo.formats.trellis import windows
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
@@ -30,9 +31,9 @@ class AffineRows(NamedTuple):
     `offsets[r, s] * sub_offsets[r, g]` (exact), s being the super-group of g.
     """
 
-    codes: U8  # [rows, k], unsigned
+    codes: U8  # [rows, k], unsigned; on a trellis the windows
     zero: int
-    levels: F32 | None  # [2**bits] of a codebook
+    levels: F32 | None  # of a codebook, as many as the format has
     scales: F32  # [rows, k / group], the stored scales widened (exact); or [rows, supers]
     offsets: F32 | None  # shaped as scales
     group: int
@@ -74,8 +75,8 @@ class QuantizedTensor:
     zeros         integer zero points uint8 [out or 1, groups] (zero="int"), or real offsets in the
                   scale's type (zero="real"; uint8 sub-offsets when two-level), or None.
     super_scales  [out, supers] fp16 when two-level; super_zeros likewise for the offsets.
-    codebook      levels, float32 [2**bits], when kind is "codebook"; None stands for the levels
-                  that a named codebook has anyway.
+    codebook      levels, float32 [2**bits], when kind is "codebook" (of a trellis [256]); None
+                  stands for the levels that a named codebook has anyway.
     tensor_scale  one fp32 factor of every scale and offset (1 for imports).
     """
 
@@ -131,7 +132,7 @@ class QuantizedTensor:
     def affine(self) -> AffineRows:
         """This tensor as the native packer takes it; exact. Raises FormatError for 16 and 32-bit
         floats."""
-        format, codes = self.format, self.unpacked_codes()
+        format, codes = self.format, self._level_codes()
         zero, levels, zeros = 0, None, None
         if format.kind == "float":
             levels = float8_levels(format.variant)
@@ -213,12 +214,18 @@ class QuantizedTensor:
     def _levels(self) -> F32:
         return named_levels(self.format) if self.codebook is None else self.codebook
 
+    def _level_codes(self) -> U8:
+        """uint8 [out, in]: what picks the level of each weight; but for a trellis, its code."""
+        if self.format.run > 1:
+            return windows(self.codes.view(np.uint8))
+        return self.unpacked_codes()
+
     def _units(self) -> F32:
         """float32 [out, in]: what the scale multiplies (q - z, or a level, or a float)."""
         format = self.format
         if format.kind == "float":
             return self.codes.astype(np.float32)
-        codes = self.unpacked_codes()
+        codes = self._level_codes()
         if format.kind == "codebook":
             return self._levels()[codes]
         if format.variant == "binary":
@@ -279,7 +286,7 @@ def _layout(format: NumberFormat, shape: tuple[int, int]) -> _Layout:
         if format.zero == "real":
             parts["super_zeros"] = supers
     if format.kind == "codebook":
-        parts["codebook"] = (np.dtype(np.float32), (2**format.bits,))
+        parts["codebook"] = (np.dtype(np.float32), (format.levels,))
     return parts
 
 

@@ -18,6 +18,7 @@ negative one of a tie), b the bits.
    codebooks     absmax: s = fl(A / max |level|); signed: s = fl(P / the level of largest magnitude)
    8-bit floats  absmax: s = fl(A / largest)
    ternary and binary   s = fl(tree_sum(|w|) / n)
+   trellis       rms: s = fl(sqrt(fl(tree_sum(fl(w * w)) / n)) / 43)
 
 2. As stored: s is rounded to the scale type (half to even; e8m0: up), m likewise; a zero of either
    sign becomes +0. Two levels: S = fp16(fl(max |s| / M)) over the super-group with M the largest
@@ -27,7 +28,8 @@ negative one of a tie), b the bits.
 3. Zero point: z = clip(rint(fl(-lo0 / s)), 0, 2^b - 1); symmetric: z = 2^(b-1).
 4. Codes: q = clip(rint(fl(w / s)) + z), or clip(rint(fl(fl(w - m) / s))) with a real offset; where
    s is 0, w / s counts as 0. Codebooks: the nearest level of fl(w / s), thresholds being
-   fl32((level + next) / 2), a tie going to the lower level. Binary: 1 where w >= 0.
+   fl32((level + next) / 2), a tie going to the lower level. Binary: 1 where w >= 0. A trellis: a
+   path near the run (trellis.py).
 5. Values: fl(fl(s * (q - z)) + m).
 """
 
@@ -36,12 +38,15 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
 from octavo.core.errors import FormatError
+from octavo.formats import trellis
 from octavo.formats.codebooks import named_levels
 from octavo.formats.floats import Array, largest, round_float
 from octavo.formats.number_format import NumberFormat
 
-Convention = Literal["absmax", "full", "signed", "no_clip", "minmax", "mse", "mean"]
+Convention = Literal["absmax", "full", "signed", "no_clip", "minmax", "mse", "mean", "rms"]
 
 _MSE_STEPS = 80  # p = 1, 0.99, ... 0.21, as GPTQ searches
 
@@ -72,6 +77,8 @@ def conventions_of(format: NumberFormat) -> tuple[Convention, ...]:
     """The conventions that apply to a format, the default first (docs/formats.md says why)."""
     if format.variant in ("ternary", "binary"):
         return ("mean",)
+    if format.variant == trellis.VARIANT:
+        return ("rms",)
     if format.kind == "float" or format.variant == "nf4":
         return ("absmax",)
     if format.zero != "none":
@@ -178,6 +185,9 @@ def _ideal(
 ) -> tuple[Array, Array | None]:
     if convention == "mean":
         return _divide(tree_sum(xp.abs(w), xp), w.shape[-1], xp), None
+    if convention == "rms":
+        square = _divide(tree_sum(w * w, xp), w.shape[-1], xp)
+        return _divide(xp.sqrt(square), trellis.SPREAD, xp), None
     lo, hi = _extremes(w, shrink, xp)
     if format.kind != "int":
         return _level_step(lo, hi, format, convention, xp), None
@@ -291,6 +301,8 @@ def _codes(
     if format.kind == "float":
         rounded = round_float(ratio, format.variant, xp)
         return rounded, grid.step * rounded
+    if format.variant == trellis.VARIANT:
+        return _nearest_path(ratio, grid.step, xp)
     if format.kind == "codebook":
         return _nearest_level(ratio, grid.step, format, xp)
     zero, low, high = _code_range(format, convention)
@@ -318,3 +330,10 @@ def _nearest_level(ratio: Array, step: Array, format: NumberFormat, xp: Any) -> 
         codes = codes + xp.where(above, xp.ones_like(ratio), xp.zeros_like(ratio))
         chosen = xp.where(above, xp.full_like(ratio, float(level)), chosen)
     return codes, step * chosen
+
+
+def _nearest_path(ratio: Array, step: Array, xp: Any) -> tuple[Array, Array]:
+    runs = xp.reshape(ratio, (-1, trellis.RUN))
+    windows = xp.reshape(trellis.nearest(runs, xp), ratio.shape)
+    chosen = xp.asarray(np.array(trellis.levels()))[windows]
+    return xp.asarray(windows & 3, dtype=ratio.dtype), step * chosen

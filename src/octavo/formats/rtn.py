@@ -47,7 +47,8 @@ def encode(
     parts = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
     _check_overflow(parts, format)
     shape = (weight.shape[0], weight.shape[1])
-    codebook = named_levels(format) if format.kind == "codebook" else None
+    own = format.kind == "codebook" and format.run == 1  # a trellis has as many as 256
+    codebook = named_levels(format) if own else None
     return QuantizedTensor(format, shape, **parts, codebook=codebook, tensor_scale=factor)
 
 

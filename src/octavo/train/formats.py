@@ -34,6 +34,11 @@ _ROUNDING = 1 + 2**-10
 
 def check_trainable(format: NumberFormat) -> None:
     """Raises FormatError for a format without a straight-through rule."""
+    if format.run > 1:
+        raise FormatError(
+            f"{format} has no straight-through rule: its codes are searched a run at a time; train "
+            "in int2_g64 or another integer format"
+        )
     if format.variant == "learned":
         raise FormatError(
             f"{format} has no straight-through rule: its levels are fitted to the weights, which "

@@ -32,7 +32,7 @@ ROUNDED = (
     "int8_tensor", "int8_channel", "int8_g32", "int6_g32", "int5_g32",
     "int4_g32", "int4_g48", "int4_g96", "int4_channel", "int4_g32_asym",
     "int4_g32_offset", "int4_g16_sfp32", "int3_g32", "int2_g32", "int4_g32_asym_sfp32",
-    "int4_g32_sbf16", "int4_g32_se8m0", "int4_g16_se4m3", "nf4_g32", "iq4nl_g32",
+    "int4_g32_sbf16", "int4_g32_se8m0", "int4_g16_se4m3", "nf4_g32", "iq4nl_g32", "trellis2_g32",
     "ternary_tensor", "binary_channel", "int1_g32_asym", "int4_g32_offset_su6x96",
     "int6_g16_si8x96", "int4_g16_offset_su4x32", "int5_g16_si6x32", "iq4nl_g32_si5x96",
     "int8_channel_asym_sfp32", "int3_g16_asym",

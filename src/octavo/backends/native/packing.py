@@ -11,7 +11,7 @@ import numpy as np
 from octavo import _native
 from octavo.backends.native.recipe import TWO_LEVELS, Storage, pack_plan, sub_bias
 from octavo.formats import rtn
-from octavo.formats.activations import takes_a8
+from octavo.formats.activations import LEVELS8, takes_a8
 from octavo.formats.codebooks import level_steps
 from octavo.formats.granularity import PerTensor
 from octavo.formats.quantized import F32, I16, U8, AffineRows
@@ -110,9 +110,9 @@ def _completed(item: Storage, rows: AffineRows) -> _native.PackPlan:
 
 
 def _set_levels(plan: _native.PackPlan, item: Storage, stored: F32) -> None:
-    levels = np.zeros(16 if item.format.bits <= 4 else 256, np.float32)
+    levels = np.zeros(16 if stored.size <= 16 else 256, np.float32)
     levels[: stored.size] = stored
-    if item.format.variant == "iq4nl":
+    if item.format.variant in LEVELS8:
         plan.levels8 = [int(level) for level in levels]
         return
     plan.levels = levels.tolist()

@@ -125,7 +125,7 @@ def plan_of(format: NumberFormat, shape: tuple[int, int], sparse: bool = False) 
     if format.plain and format.bits > 8:
         plan.code = _FLOAT_CODES[format.variant]
         return plan
-    plan.code = _SPARSE[format.bits] if sparse else _native.code_for(format.bits)
+    plan.code = _SPARSE[format.bits] if sparse else _code(format)
     plan.group = _group(format, shape)
     plan.zero = 0 if format.zero != "none" else 2 ** (format.bits - 1)
     plan.has_offset, plan.has_zero = format.zero == "real", format.zero == "int"
@@ -134,6 +134,11 @@ def plan_of(format: NumberFormat, shape: tuple[int, int], sparse: bool = False) 
         plan.super_group = format.super_scale.group
         plan.sub_bias = sub_bias(format.super_scale)
     return plan
+
+
+def _code(format: NumberFormat) -> _native.Code:
+    """How codes lie in panels; those of a trellis as windows."""
+    return _native.Code.BYTE if format.run > 1 else _native.code_for(format.bits)
 
 
 def native_bits(format: NumberFormat, shape: tuple[int, int]) -> float:
