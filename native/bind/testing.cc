@@ -479,7 +479,7 @@ Split attention(const std::string& isa, Pages& pages, In<int32_t> table, In<floa
   a.kv_head = head;
   a.n_q = static_cast<int>(n);
   a.key0 = key0;
-  a.key1 = a.next_key1 = key1;
+  a.key1 = key1;
   a.window = window;
   a.q = q.data();
   a.q_stride = static_cast<int64_t>(dim);

@@ -7,7 +7,6 @@ namespace octavo {
 namespace {
 constexpr size_t kAlign = 64;
 constexpr size_t kPage = 4096;
-constexpr size_t kHugePage = size_t{2} << 20;
 
 size_t round_up(size_t value, size_t to) { return (value + to - 1) / to * to; }
 }  // namespace
@@ -36,7 +35,7 @@ uint8_t* Arena::allocate(size_t bytes) {
 // Whole huge pages at a time: what is touched before its neighbours are usable gets small pages.
 void Arena::commit(Chunk& chunk, size_t end) const {
   if (end <= chunk.committed) return;
-  const size_t step = huge_ ? kHugePage : kPage;
+  const size_t step = huge_ ? platform::kHugePage : kPage;
   const uintptr_t base = reinterpret_cast<uintptr_t>(chunk.base);
   const size_t to = std::min(round_up(base + end, step) - base, chunk.size);
   if (!platform::commit(chunk.base + chunk.committed, to - chunk.committed)) throw std::bad_alloc();

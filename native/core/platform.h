@@ -14,9 +14,11 @@ void* reserve(size_t bytes, bool huge);
 // on data. False when such a limit is reached.
 bool commit(void* memory, size_t bytes);
 void release(void* memory, size_t bytes);
-// Moves into huge pages what of [memory, memory + bytes) is at least half in use, 2 MB at a time.
-// False where the kernel doesn't (Linux before 6.1); then nothing has changed.
-bool condense(void* memory, size_t bytes);
+constexpr size_t kHugePage = size_t{2} << 20;
+enum class Condensed { kUnsupported, kLeft, kMoved };
+// Moves the kHugePage bytes at an address that is a multiple of it into one huge page, if at least
+// half of them are in use. Unsupported before Linux 6.1.
+Condensed condense(void* memory);
 
 void futex_wait(std::atomic<uint32_t>& word,
                 uint32_t expected);  // returns on a wake, or spuriously

@@ -14,7 +14,7 @@
 namespace octavo::platform {
 namespace {
 
-constexpr uintptr_t kPage = 4096, kHugePage = uintptr_t{2} << 20;
+constexpr size_t kPage = 4096;
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE 25  // Linux 6.1
 #endif
@@ -43,20 +43,15 @@ void release(void* memory, size_t bytes) {
   if (memory != nullptr) munmap(memory, bytes);
 }
 
-bool condense(void* memory, size_t bytes) {
-  const uintptr_t start = reinterpret_cast<uintptr_t>(memory), end = start + bytes;
+Condensed condense(void* memory) {
   unsigned char in_use[kHugePage / kPage];
-  for (uintptr_t at = (start + kHugePage - 1) & ~(kHugePage - 1); at + kHugePage <= end;
-       at += kHugePage) {
-    void* page = reinterpret_cast<void*>(at);
-    if (mincore(page, kHugePage, in_use) != 0) return false;
-    const auto used = std::count_if(std::begin(in_use), std::end(in_use),
-                                    [](unsigned char one) { return (one & 1) != 0; });
-    if (2 * static_cast<size_t>(used) < std::size(in_use)) continue;
-    // Memory may be too short or too scattered for this one: others still gain.
-    if (madvise(page, kHugePage, MADV_COLLAPSE) != 0 && errno == EINVAL) return false;
-  }
-  return true;
+  if (mincore(memory, kHugePage, in_use) != 0) return Condensed::kUnsupported;
+  const auto used = std::count_if(std::begin(in_use), std::end(in_use),
+                                  [](unsigned char one) { return (one & 1) != 0; });
+  if (2 * static_cast<size_t>(used) < std::size(in_use)) return Condensed::kLeft;
+  if (madvise(memory, kHugePage, MADV_COLLAPSE) == 0) return Condensed::kMoved;
+  // Memory may be too short or too scattered for this one: others still gain.
+  return errno == EINVAL ? Condensed::kUnsupported : Condensed::kLeft;
 }
 
 void futex_wait(std::atomic<uint32_t>& word, uint32_t expected) {

@@ -39,17 +39,22 @@ bool Step::attention(int t, const Layer& layer, int index) {
   shared.queries = int64_t{rows_} * layer.heads;
   shared.kv_stride = rows_ * group;
   shared.splits = max_splits_;
+  const auto item = [&](int i) {
+    return Item{tiles_[static_cast<size_t>(i / (heads * splits))], i / splits % heads, i % splits};
+  };
   const int share = items / (kSharesPerThread * pool_.threads());
-  const int run = share_splits_ ? std::max(1, share) : 1;  // so that one split fetches the next
+  const bool alike = share_splits_ || rows_ == n_seqs_;
+  const int run = alike ? std::max(1, share) : 1;  // so that one item fetches the next one's keys
   for (int i0; (i0 = next.fetch_add(run, std::memory_order_relaxed)) < items;) {
-    for (int i = i0; i < std::min(i0 + run, items); ++i) {
-      const Tile& tile = tiles_[static_cast<size_t>(i / (heads * splits))];
-      const int kv_head = i / splits % heads;
+    const int i1 = std::min(i0 + run, items);
+    for (int i = i0; i < i1; ++i) {
+      const Item it = item(i);
+      const KeysAhead ahead = i + 1 < i1 ? first_keys(layer, item(i + 1)) : KeysAhead{};
       if (share_splits_) {
-        const int64_t query0 = kv_head * shared.kv_stride + tile.row0 * group;
-        attend_split(t, layer, tile, kv_head, i % splits, shared, query0);
+        const int64_t query0 = it.kv_head * shared.kv_stride + it.tile.row0 * group;
+        attend_split(t, layer, it, ahead, shared, query0);
       } else {
-        attend_tile(t, layer, tile, kv_head);
+        attend_tile(t, layer, it, ahead);
       }
     }
   }
@@ -61,49 +66,64 @@ bool Step::attention(int t, const Layer& layer, int index) {
   return barrier(t, Stage::kAttention);
 }
 
-// All splits of a tile, one after the other, and their merge.
-void Step::attend_tile(int t, const Layer& layer, const Tile& tile, int kv_head) {
-  int low = a_.position[tile.row0], high = low;
-  for (int r = tile.row0; r < tile.row0 + tile.rows; ++r) {
-    low = std::min(low, a_.position[r]);
-    high = std::max(high, a_.position[r]);
-  }
-  const int group = layer.heads / layer.kv_heads;
+// The least and the largest position of a tile's rows.
+std::pair<int, int> Step::positions(const Tile& tile) const {
+  const auto [low, high] =
+      std::minmax_element(a_.position + tile.row0, a_.position + tile.row0 + tile.rows);
+  return {*low, *high};
+}
+
+// Those of an item's split; without splits of its own, of the first that its rows see.
+KeysAhead Step::first_keys(const Layer& layer, const Item& item) const {
+  const auto [low, high] = positions(item.tile);
+  const int split = share_splits_ ? item.split : first_key(layer, low) / kSplitKeys;
+  const int key0 = split * kSplitKeys;
+  return {table(item.tile.seq, layer.kv_group), item.kv_head, key0,
+          std::min(key0 + kSplitKeys, high + 1)};
+}
+
+// All splits of a tile, one after the other, and their merge. `ahead`: wanted behind the last.
+void Step::attend_tile(int t, const Layer& layer, Item item, const KeysAhead& ahead) {
+  const Tile& tile = item.tile;
+  const auto [low, high] = positions(tile);
+  const int group = layer.heads / layer.kv_heads, last = high / kSplitKeys;
   Partials mine = workers_[static_cast<size_t>(t)].partials;
   mine.queries = int64_t{tile.rows} * group;
   mine.split0 = first_key(layer, low) / kSplitKeys;
-  mine.splits = high / kSplitKeys + 1 - mine.split0;
-  for (int split = mine.split0; split <= high / kSplitKeys; ++split)
-    attend_split(t, layer, tile, kv_head, split, mine, 0);
+  mine.splits = last + 1 - mine.split0;
+  const int32_t* blocks = table(tile.seq, layer.kv_group);
+  for (item.split = mine.split0; item.split <= last; ++item.split) {
+    const int key1 = (item.split + 1) * kSplitKeys;
+    const KeysAhead mores{blocks, item.kv_head, key1, std::min(key1 + kSplitKeys, high + 1)};
+    attend_split(t, layer, item, item.split < last ? mores : ahead, mine, 0);
+  }
   for (int r = 0; r < tile.rows; ++r)
-    merge_row(t, layer, tile.row0 + r, kv_head, mine, int64_t{r} * group);
+    merge_row(t, layer, tile.row0 + r, item.kv_head, mine, int64_t{r} * group);
 }
 
-void Step::attend_split(int t, const Layer& layer, const Tile& tile, int kv_head, int split,
+void Step::attend_split(int t, const Layer& layer, const Item& item, const KeysAhead& ahead,
                         const Partials& to, int64_t query0) {
   Worker& w = workers_[static_cast<size_t>(t)];
+  const Tile& tile = item.tile;
   const int group = layer.heads / layer.kv_heads, dim = layer.head_dim;
-  int32_t position[kTileQueries];
-  int high = 0, low = a_.position[tile.row0];
-  for (int i = 0; i < tile.rows; ++i) {
-    const int p = a_.position[tile.row0 + i];
-    std::fill_n(position + i * group, group, p);
-    std::copy_n(qkv_ + (tile.row0 + i) * ld_qkv_ + kv_head * group * dim, group * dim,
-                w.query + i * group * dim);
-    low = std::min(low, p);
-    high = std::max(high, p);
-  }
-  const int key0 = split * kSplitKeys, key1 = std::min(key0 + kSplitKeys, high + 1);
+  const auto [low, high] = positions(tile);
+  const int key0 = item.split * kSplitKeys, key1 = std::min(key0 + kSplitKeys, high + 1);
   if (key0 >= key1 || key1 <= first_key(layer, low)) return;  // no query sees it, no merge reads it
-  const int64_t part = split - to.split0;
+  int32_t position[kTileQueries];
+  for (int i = 0; i < tile.rows; ++i) {
+    std::fill_n(position + i * group, group, a_.position[tile.row0 + i]);
+    std::copy_n(qkv_ + (tile.row0 + i) * ld_qkv_ + item.kv_head * group * dim, group * dim,
+                w.query + i * group * dim);
+  }
+  const int64_t part = item.split - to.split0;
   AttentionArgs args;
   args.kv = layer.kv;
   args.block_table = table(tile.seq, layer.kv_group);
-  args.kv_head = kv_head;
+  args.kv_head = item.kv_head;
   args.n_q = tile.rows * group;
   args.key0 = key0;
   args.key1 = key1;
-  args.next_key1 = std::min(key1 + kSplitKeys, high + 1);
+  args.ahead = ahead;
   args.window = layer.window;
   args.q = w.query;
   args.q_stride = dim;

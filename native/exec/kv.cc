@@ -1,5 +1,6 @@
 #include "exec/kv.h"
 
+#include <algorithm>
 #include <cstring>
 #include <stdexcept>
 
@@ -8,7 +9,7 @@
 namespace octavo {
 namespace {
 
-constexpr int kTokensToCondense = 1024;  // a look at the pages costs some 10 us, a move 0.3 ms each
+constexpr int kTokensToCondense = 1024;  // from one look at all pages to the next
 
 KvLayerView layout(const LayerDesc& layer, const RuntimeDesc& runtime, int blocks) {
   KvLayerView kv;
@@ -35,6 +36,11 @@ size_t addresses(const ModelDesc& model, const RuntimeDesc& runtime) {
   return sum;
 }
 
+bool for_several(const RuntimeDesc& runtime) {
+  return std::any_of(runtime.kv_blocks.begin(), runtime.kv_blocks.end(),
+                     [&](int n) { return n * runtime.block_size >= 2 * runtime.context; });
+}
+
 // Calls `visit` with the runs of a block: of each head its K, then its V.
 template <class Visit>
 void each_run(const KvLayerView& kv, int block, const Visit& visit) {
@@ -49,7 +55,9 @@ void each_run(const KvLayerView& kv, int block, const Visit& visit) {
 
 // One run of addresses for all layers, so that huge pages may span them.
 KvCache::KvCache(const ModelDesc& model, const RuntimeDesc& runtime)
-    : arena_(addresses(model, runtime), false), blocks_(runtime.kv_blocks) {
+    : arena_(addresses(model, runtime), for_several(runtime)),
+      blocks_(runtime.kv_blocks),
+      condensable_(!for_several(runtime)) {
   for (const LayerDesc& layer : model.layers) {
     if (layer.kv_group < 0 || layer.kv_group >= groups())
       throw std::invalid_argument("a layer names a KV group that has no block count");
@@ -58,13 +66,27 @@ KvCache::KvCache(const ModelDesc& model, const RuntimeDesc& runtime)
     layers_.push_back(kv);
     group_of_layer_.push_back(layer.kv_group);
   }
+  looked_at_ = arena_.allocated();
 }
 
 void KvCache::wrote(int tokens) {
+  if (!condensable_) return;
+  const uintptr_t base = reinterpret_cast<uintptr_t>(layers_.front().base);
+  const uintptr_t end = base + arena_.allocated();
   not_condensed_ += tokens;
-  if (not_condensed_ < kTokensToCondense || !condensable_) return;
-  not_condensed_ = 0;
-  condensable_ = platform::condense(layers_.front().base, arena_.allocated());
+  if (base + looked_at_ >= end && not_condensed_ >= kTokensToCondense) {
+    not_condensed_ = 0;
+    looked_at_ = 0;
+  }
+  for (bool moved = false; !moved && base + looked_at_ < end; looked_at_ += platform::kHugePage) {
+    constexpr uintptr_t kWithin = platform::kHugePage - 1;
+    const uintptr_t page = (base + looked_at_ + kWithin) & ~kWithin;
+    if (page + platform::kHugePage > end) continue;
+    const platform::Condensed found = platform::condense(reinterpret_cast<void*>(page));
+    condensable_ = found != platform::Condensed::kUnsupported;
+    if (!condensable_) return;
+    moved = found == platform::Condensed::kMoved;
+  }
 }
 
 void KvCache::copy(int group, int source, int destination) {

@@ -18,9 +18,10 @@ class KvCache {
   int groups() const { return static_cast<int>(blocks_.size()); }
   int blocks(int group) const { return blocks_[static_cast<size_t>(group)]; }
 
-  // So many tokens more were written. From time to time the memory that is well used by then moves
-  // into huge pages: 4 KB pages cost attention behind 4,000 tokens a quarter of its speed. Asked
-  // for at the start, they would make a short answer pay for 2 MB per head and layer.
+  // So many tokens more were written, in one step. A cache for one context begins with small pages,
+  // or a short answer would pay for 2 MB per head and layer; what is well used by then moves into
+  // huge ones, one a step, since a move may take 4 ms. (A cache for several contexts begins with
+  // huge pages. Small ones cost attention a fifth of its speed.)
   void wrote(int tokens);
 
   // Copies one block in all layers of a group.
@@ -38,6 +39,7 @@ class KvCache {
   std::vector<int> group_of_layer_;
   std::vector<int> blocks_;
   int not_condensed_ = 0;  // tokens
+  size_t looked_at_ = 0;   // bytes of the arena, in the look that goes on
   bool condensable_ = true;
 };
 

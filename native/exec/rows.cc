@@ -101,9 +101,12 @@ void Step::begin_layer(int t, const Layer& layer, const RowBlock& block, bool an
 
 void Step::finish_layer(int t, const Layer& layer, const RowBlock& block) {
   Worker& w = workers_[static_cast<size_t>(t)];
-  for (int h = 0; h < layer.kv_heads; ++h)
-    for (int i = block.tile0; i < block.tile1; ++i)
-      attend_tile(t, layer, tiles_[static_cast<size_t>(i)], h);
+  const int tiles = block.tile1 - block.tile0, items = layer.kv_heads * tiles;
+  const auto item = [&](int i) {
+    return Item{tiles_[static_cast<size_t>(block.tile0 + i % tiles)], i / tiles, 0};
+  };
+  for (int i = 0; i < items; ++i)
+    attend_tile(t, layer, item(i), i + 1 < items ? first_keys(layer, item(i + 1)) : KeysAhead{});
   charge(t, Stage::kAttention);
   for (int r = 0; r < block.rows; ++r)
     prepare_row(attn_ + (block.row0 + r) * ld_attn_, layer.o_in, w.act, r);

@@ -81,6 +81,13 @@ struct Tile {
   int seq, row0, rows;
 };
 
+// What a thread takes of attention: a tile's rows, one head, one split (or all, and then the one
+// that is computed).
+struct Item {
+  const Tile& tile;
+  int kv_head, split;
+};
+
 // Rows that one thread takes through a layer, with their tiles.
 struct RowBlock {
   int row0, rows, tile0, tile1;
@@ -199,8 +206,10 @@ class Step {
 
   // attention.cc
   bool attention(int t, const Layer& layer, int index);
-  void attend_tile(int t, const Layer& layer, const Tile& tile, int kv_head);
-  void attend_split(int t, const Layer& layer, const Tile& tile, int kv_head, int split,
+  std::pair<int, int> positions(const Tile& tile) const;
+  KeysAhead first_keys(const Layer& layer, const Item& item) const;
+  void attend_tile(int t, const Layer& layer, Item item, const KeysAhead& ahead);
+  void attend_split(int t, const Layer& layer, const Item& item, const KeysAhead& ahead,
                     const Partials& to, int64_t query0);
   void merge_row(int t, const Layer& layer, int row, int kv_head, const Partials& from,
                  int64_t query0);

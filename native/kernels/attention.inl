@@ -21,14 +21,14 @@ OCTAVO_HOT void fetch(const uint8_t* p, int rows, int64_t stride, int64_t bytes)
 }
 
 // What memory is asked for while the sums of what came before are computed: of each split its
-// values behind its scores, and the keys of the next one behind its values. Each stays in L2 that
-// long (a split of 256 keys of 128 elements of 16 bits: 64 KB).
-OCTAVO_HOT void fetch_next_keys(const AttentionArgs& a, int key) {
-  if (key >= a.next_key1) return;
+// values behind its scores, and behind its values the keys that come next, of this head or of
+// another. Each stays in L2 that long (a split of 256 keys of 128 elements of 16 bits: 64 KB).
+OCTAVO_HOT void fetch_keys_ahead(const AttentionArgs& a, int key) {
+  if (key >= a.ahead.key1) return;
   const KvLayerView& kv = a.kv;
-  const int block = a.block_table[key / kv.block_size], slot = key % kv.block_size;
+  const int block = a.ahead.block_table[key / kv.block_size], slot = key % kv.block_size;
   if (block < 0) return;
-  const uint8_t* k = k_block(kv, block, a.kv_head);
+  const uint8_t* k = k_block(kv, block, a.ahead.kv_head);
   if (kv.block_size == 16) return fetch(k, 1, 0, kv.block_stride);
   const int64_t codes = kv_code_bytes(kv.format, kv.head_dim, kv.block_size);
   const int64_t stride = kv.format == KvFormat::kF16 ? 2 * kv.block_size : 4 * kv.block_size;
@@ -261,7 +261,7 @@ inline void weigh_values(const AttentionArgs& a, int i, int d, int tail) {
   }
   const int64_t row_bytes = kv_code_bytes(kFormat, a.kv.head_dim, 1);
   for (int start = a.key0; start < a.key1; start += 16) {
-    if (i == 0 && d == 0) fetch_next_keys(a, a.key1 + start - a.key0);
+    if (i == 0 && d == 0) fetch_keys_ahead(a, a.ahead.key0 + start - a.key0);
     const int block = a.block_table[start / a.kv.block_size];
     if (block < 0) continue;
     uint8_t* codes = v_block(a.kv, block, a.kv_head);

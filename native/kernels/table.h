@@ -58,11 +58,18 @@ enum class MlpAct : uint8_t { kSilu, kGeluTanh };
 //   = sum p (16 lanes by key index mod 16, folded in a fixed order); o[d] = fma(p[j], v[j][d]) over
 //   j ascending, un-normalised; int8, int4: p[j] * sv[j] in the place of p[j] and the code in that
 //   of v; int4: o is rotated back
+//
+// Keys that are wanted next, of this sequence and head or of others, and fetched meanwhile.
+struct KeysAhead {
+  const int32_t* block_table = nullptr;
+  int32_t kv_head = 0, key0 = 0, key1 = 0;  // key0 % 16 == 0; key0 == key1: none
+};
+
 struct AttentionArgs {
   KvLayerView kv;
   const int32_t* block_table;                // of this sequence; -1 = absent (never visible)
   int32_t kv_head, n_q, key0, key1, window;  // key0 % 16 == 0; present keys < key1 were written
-  int32_t next_key1;  // keys [key1, next_key1) are wanted next, and fetched meanwhile
+  KeysAhead ahead;
   const float* q;
   int64_t q_stride;
   const int32_t* pos;    // [n_q]
