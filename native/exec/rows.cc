@@ -60,12 +60,31 @@ bool Step::take_block(int t, int phase, int* block) {
   return false;
 }
 
+// The tiles of a block from the first to the last whose rows are wanted behind the last layer,
+// which has written all keys and values by then: of a prompt, only the last row's.
+RowBlock Step::wanted_part(const RowBlock& block) const {
+  const auto wanted = [&](int i) {
+    const Tile& tile = tiles_[static_cast<size_t>(i)];
+    const uint8_t* want = a_.want + tile.row0;
+    return std::any_of(want, want + tile.rows, [](uint8_t w) { return w != 0; });
+  };
+  int first = block.tile0, end = block.tile1;
+  while (first < end && !wanted(first)) ++first;
+  while (first < end && !wanted(end - 1)) --end;
+  if (first == end) return {block.row0, 0, first, first};
+  const Tile& from = tiles_[static_cast<size_t>(first)];
+  const Tile& last = tiles_[static_cast<size_t>(end) - 1];
+  return {from.row0, last.row0 + last.rows - from.row0, first, end};
+}
+
 bool Step::layers_by_rows(int t) {
   const int n = static_cast<int>(plan_.layers.size());
   for (int phase = 0; phase <= n; ++phase) {
     for (int b; take_block(t, phase, &b);) {
-      const RowBlock& block = blocks_[static_cast<size_t>(b)];
-      if (phase > 0) finish_layer(t, plan_.layers[static_cast<size_t>(phase) - 1], block);
+      const RowBlock whole = blocks_[static_cast<size_t>(b)];
+      const RowBlock block = phase < n ? whole : wanted_part(whole);
+      if (phase > 0 && block.rows > 0)
+        finish_layer(t, plan_.layers[static_cast<size_t>(phase) - 1], block);
       if (phase < n) begin_layer(t, plan_.layers[static_cast<size_t>(phase)], block, phase > 0);
     }
     if (!barrier(t, Stage::kPrepare)) return false;

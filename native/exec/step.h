@@ -196,6 +196,7 @@ class Step {
   int block_rows() const;
   void plan_blocks();
   bool take_block(int t, int phase, int* block);
+  RowBlock wanted_part(const RowBlock& block) const;
   bool layers_by_rows(int t);
   void prepare_block(int t, const RowBlock& block, const float* norm, const Input& in);
   void begin_layer(int t, const Layer& layer, const RowBlock& block, bool any_before);

@@ -193,6 +193,27 @@ def test_threads_that_take_rows_through_layers_leave_no_trace(
     np.testing.assert_array_equal(together, np.concatenate(alone))
 
 
+@pytest.mark.parametrize("wanted", [(), (0,), (74,), (3, 40, 74), (74, 75, 120), (121, 156)])
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_rows_that_nobody_wants_leave_no_trace(spec: DecoderSpec, wanted: tuple[int, ...]) -> None:
+    # Behind the last layer's keys and values only tiles with wanted rows are computed.
+    config = replace(CONFIG, format="int4_g16", max_tokens=160)
+    texts = [tokens_of(spec, n, seed=n) for n in (75, 1, 46, 35)]
+    chunks = [Chunk(text, 0, 20 * i) for i, text in enumerate(texts)]
+    after = [Chunk([7], len(text), 20 * i) for i, text in enumerate(texts)]
+    executor = load_native(spec, config)
+    batch = new_batch(executor)
+    everything, then = step_logits(executor, batch, chunks), step_logits(executor, batch, after)
+    executor = load_native(spec, config)
+    batch = new_batch(executor)
+    lay_out(batch, chunks, WANT_NOTHING)
+    batch.want[list(wanted)] = WANT_LOGITS
+    batch.logits = np.full((len(wanted), spec.vocab), np.nan, np.float32)
+    executor.step(batch)
+    np.testing.assert_array_equal(batch.logits, everything[list(wanted)])
+    np.testing.assert_array_equal(step_logits(executor, batch, after), then)
+
+
 @pytest.mark.parametrize("isa", isas())
 @pytest.mark.parametrize("kv_format", KV_FORMATS)
 @pytest.mark.parametrize("name", SPECS)
