@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import httpx
 
@@ -78,17 +79,19 @@ def _announced(process: subprocess.Popen[str]) -> str:
 @contextmanager
 def llama_server(program: Path, model: Path, port: int, *options: str) -> Iterator[Running]:
     """llama.cpp's."""
-    command = [str(program), "-m", str(model), "--port", str(port), *options]
+    command = [str(program.resolve()), "-m", str(model.resolve()), "--port", str(port), *options]
     environment = {**os.environ, "LD_LIBRARY_PATH": str(program.parent)}
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True, env=environment
-    )
-    try:
-        url = f"http://127.0.0.1:{port}"
-        _wait_healthy(process, url)
-        yield Running("llama-server", process, url)
-    finally:
-        _end(process)
+    with TemporaryDirectory() as directory:  # where it writes its log
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True,
+            env=environment, cwd=directory,
+        )  # fmt: skip
+        try:
+            url = f"http://127.0.0.1:{port}"
+            _wait_healthy(process, url)
+            yield Running("llama-server", process, url)
+        finally:
+            _end(process)
 
 
 def _wait_healthy(process: subprocess.Popen[str], url: str) -> None:

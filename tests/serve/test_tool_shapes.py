@@ -105,6 +105,8 @@ def test_chat(served: Served) -> None:
     whole_calls = [[c.function.name, c.function.arguments] for c in message.tool_calls or ()]
     assert [calls[i] for i in range(len(calls))] == whole_calls
     assert (choice.finish_reason == "tool_calls") == bool(whole_calls)
+    details = answer.usage.completion_tokens_details
+    assert (details.reasoning_tokens > 0) == bool(thought)
 
 
 def test_responses(served: Served) -> None:

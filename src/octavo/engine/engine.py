@@ -213,7 +213,8 @@ class Engine:
     def stats(self) -> EngineStats:
         """Counters and gauges, between steps."""
         stats = read_stats(self.scheduler, self.prefixes, self.pace, self.last)
-        return dataclasses.replace(stats, waiting=self.waiting)
+        held = self.executor.config.kv_tokens
+        return dataclasses.replace(stats, waiting=self.waiting, kv_tokens=held)
 
     def check(self) -> None:
         """Invariants of scheduler and pools, between steps. Raises InternalError."""

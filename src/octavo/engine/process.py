@@ -186,6 +186,7 @@ class ProcessClient:
                 return
             if isinstance(message, Ready):
                 self.ready, self._state, self._reason, self._starts = message, "ready", "", 0
+                self.stats = EngineStats(kv_tokens=message.config.kv_tokens)
             elif isinstance(message, Outputs):
                 self.stats = message.stats
                 self._deliver(child, message.outputs)

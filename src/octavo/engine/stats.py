@@ -25,7 +25,8 @@ class EngineStats:
     preemptions: since the start. prefix_queried, prefix_hit, prefix_restored: tokens since the
     start, the last those that came from the store. pins: prefixes held for a time; pins_refused:
     marks that found no room. prefill_rows: what a step may have besides its decodes, as chosen from
-    the times of the last steps. step_rows, step_sequences, step_seconds: of the last step."""
+    the times of the last steps. step_rows, step_sequences, step_seconds: of the last step.
+    kv_tokens: what the cache holds."""
 
     running: int = 0
     waiting: int = 0
@@ -40,6 +41,7 @@ class EngineStats:
     step_rows: int = 0
     step_sequences: int = 0
     step_seconds: float = 0.0
+    kv_tokens: int = 0
 
 
 def read_stats(

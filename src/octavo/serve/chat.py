@@ -26,6 +26,7 @@ from octavo.serve.prompts import Breakpoint, chat_prompt
 from octavo.serve.protocol import ChatRequest
 from octavo.serve.sampling import engine_request, sampling_params
 from octavo.serve.served import ServedModel
+from octavo.serve.thoughts import ThoughtTokens
 from octavo.serve.tools import forced_grammar, offer_of, special_marks
 from octavo.serve.wording import DONE, Tally, chat_logprobs, event, new_id
 
@@ -42,7 +43,8 @@ class Chat:
         tokens, marks = chat_prompt(model.tokenizer, body)
         self.offer = offer_of(body, model.tokenizer)
         self.request = self._request(tokens, marks)
-        self.tally = Tally([len(tokens)])
+        thoughts = ThoughtTokens(model.tokenizer, self._opened) if self._thinks else None
+        self.tally = Tally([len(tokens)], thoughts)
 
     def _request(self, tokens: tuple[int, ...], marks: list[Breakpoint]) -> Request:
         body = self.body
@@ -65,9 +67,14 @@ class Chat:
     def reader(self) -> AnswerReader:
         """What takes one choice's text apart."""
         offer, thinks = self.offer, self._thinks
-        end = self.model.tokenizer.decode(self.request.prompt[-16:], skip_special=False)
-        opened = thinks and end.rstrip().endswith(THINK)
+        opened = thinks and self._opened
         return AnswerReader(offer.syntax, offer.names, offer.parallel, thinks, opened)
+
+    @property
+    def _opened(self) -> bool:
+        """Whether the prompt ends within a thought."""
+        end = self.model.tokenizer.decode(self.request.prompt[-16:], skip_special=False)
+        return end.rstrip().endswith(THINK)
 
     @property
     def prompt_sizes(self) -> list[int]:

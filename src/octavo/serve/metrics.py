@@ -29,14 +29,14 @@ class _Gauges(Collector):
 
     def __init__(self, model: ServedModel) -> None:
         self._labels = (model.name, "0")
-        self._client, self._kv_tokens = model.client, model.kv_tokens
+        self._client = model.client
 
     def collect(self) -> Iterable[Metric]:
         stats = self._client.stats
         yield self._gauge("num_requests_running", "Sequences in the step.", stats.running)
         yield self._gauge("num_requests_waiting", "Sequences that wait.", stats.waiting)
         yield self._gauge("kv_cache_usage_perc", "KV blocks in use, 1 is all.", stats.kv_usage)
-        yield self._gauge("kv_cache_tokens", "Tokens that the KV cache holds.", self._kv_tokens)
+        yield self._gauge("kv_cache_tokens", "Tokens that the KV cache holds.", stats.kv_tokens)
         yield self._gauge("prefix_cache_pins", "Prefixes held for a time.", stats.pins)
         yield self._gauge(
             "step_prefill_rows", "Tokens of prompts that a step may have now.", stats.prefill_rows

@@ -242,11 +242,12 @@ class Responses:
 
     def _usage(self) -> dict[str, Any]:
         usage = self.chat.tally.usage()
+        details = usage["completion_tokens_details"]
         return {
             "input_tokens": usage["prompt_tokens"],
             "input_tokens_details": usage["prompt_tokens_details"],
             "output_tokens": usage["completion_tokens"],
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": details["reasoning_tokens"]},
             "total_tokens": usage["total_tokens"],
         }
 

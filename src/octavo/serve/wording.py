@@ -11,6 +11,7 @@ import msgspec
 from octavo.engine.request import CacheUse, TokenLogprobs
 from octavo.io.tokenizer import Tokenizer
 from octavo.serve.answering import Piece
+from octavo.serve.thoughts import ThoughtTokens
 
 _encode = msgspec.json.Encoder().encode
 DONE = b"data: [DONE]\n\n"
@@ -31,9 +32,11 @@ def event(value: object) -> bytes:
 
 
 class Tally:
-    """Tokens of a call, as they come. `prompts`: tokens of each prompt."""
+    """Tokens of a call, as they come. `prompts`: tokens of each prompt; `thoughts`: for answers
+    that may begin with one."""
 
-    def __init__(self, prompts: Sequence[int]) -> None:
+    def __init__(self, prompts: Sequence[int], thoughts: ThoughtTokens | None = None) -> None:
+        self._thoughts = thoughts
         self._prompts = tuple(prompts)
         self.prompt_tokens = sum(prompts)
         self.completion_tokens = 0
@@ -41,6 +44,8 @@ class Tally:
 
     def add(self, piece: Piece) -> None:
         self.completion_tokens += len(piece.tokens)
+        if self._thoughts is not None:
+            self._thoughts.add(piece)
         if piece.cache is not None:
             self.caches.setdefault(piece.request, piece.cache)
 
@@ -54,7 +59,7 @@ class Tally:
                 "cache_write_tokens": sum(use.written for use in self.caches.values()),
             },
             "completion_tokens_details": {
-                "reasoning_tokens": 0,
+                "reasoning_tokens": 0 if self._thoughts is None else self._thoughts.count,
                 "accepted_prediction_tokens": 0,
                 "rejected_prediction_tokens": 0,
             },
