@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,7 +16,7 @@ from octavo.compress.base import Encoder, LinearStats, Needs
 from octavo.compress.block import BlockDecoder, load_block
 from octavo.compress.driver import Driver
 from octavo.compress.plan import plan
-from octavo.compress.recipe import Recipe, Step
+from octavo.compress.recipe import Calibration, Precision, Recipe, Step
 from octavo.compress.sequential import GROUPS
 from octavo.compress.state import HiddenStates, WorkDirectory
 from octavo.formats import rtn
@@ -48,7 +48,11 @@ class Coarse:
 
 
 def coarse(
-    path: Path, work: Path, monkeypatch: pytest.MonkeyPatch, sequential: bool = True
+    path: Path,
+    work: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    sequential: bool = True,
+    precision: Precision = "fp32",
 ) -> Coarse:
     method = Coarse(sequential)
 
@@ -57,18 +61,21 @@ def coarse(
 
     monkeypatch.setattr(planning, "build_encoder", build)
     with open_model(path) as model:
-        resolved = plan(RECIPE, model.spec)
+        recipe = replace(RECIPE, calibration=Calibration(precision=precision))
+        resolved = plan(recipe, model.spec)
         Driver(model.source, resolved, tokens(COUNT, LENGTH), WorkDirectory(work, {"a": "b"})).run()
     return method
 
 
-def seen_by_hand(spec: DecoderSpec, weights: Mapping[Role, Tensor], x: Tensor) -> list[Tensor]:
+def seen_by_hand(
+    spec: DecoderSpec, weights: Mapping[Role, Tensor], x: Tensor, precision: Precision
+) -> list[Tensor]:
     """Inputs of the first block's matrices: those of each group from a run of the whole block in
     which all earlier groups are rounded."""
     now, found = dict(weights), {}
     for parts in GROUPS:
         seen: dict[Role, list[Tensor]] = {}
-        decoder = BlockDecoder(spec, now)
+        decoder = BlockDecoder(spec, now, halves=precision == "bf16")
         decoder.watcher = lambda role, rows, seen=seen: seen.setdefault(role, []).append(rows)
         for text in x:
             decoder.run_layer(0, text)
@@ -82,18 +89,19 @@ def seen_by_hand(spec: DecoderSpec, weights: Mapping[Role, Tensor], x: Tensor) -
     return [found[role] for role in order if role.layer == 0]
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", ["qwen2", "gemma3", "mixtral"])
 def test_each_group_sees_the_earlier_ones_encoded(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, precision: Precision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = small_model(name, tmp_path / "m")
-    given = coarse(path, tmp_path / "work", monkeypatch).given
+    given = coarse(path, tmp_path / "work", monkeypatch, precision=precision).given
     with open_model(path) as model:
         weights = load_block(model.source, model.spec, 0)
         table = torch.from_numpy(model.source.tensor(Role("embed")).float32())
         embed = BlockDecoder(model.spec, {Role("embed"): table})
         x = torch.stack([embed.embed(text) for text in tokens(COUNT, LENGTH)])
-        wanted = seen_by_hand(model.spec, weights, x)
+        wanted = seen_by_hand(model.spec, weights, x, precision)
     for (_, stats), rows in zip(given, wanted, strict=False):
         assert stats.samples is not None
         # The same operations in the same order, but for an expert's rows: bit for bit.
@@ -119,8 +127,9 @@ def test_nothing_is_left_of_what_lay_between(
     assert not left & {"mixed.f32", "middle.f32", "product.f32"}
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_next_block_gets_the_encoded_blocks_output(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    precision: Precision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[Tensor] = []
     real = HiddenStates.remove
@@ -132,7 +141,7 @@ def test_the_next_block_gets_the_encoded_blocks_output(
 
     monkeypatch.setattr(HiddenStates, "remove", remove)
     path = small_model("qwen2", tmp_path / "m")
-    given = coarse(path, tmp_path / "work", monkeypatch).given
+    given = coarse(path, tmp_path / "work", monkeypatch, precision=precision).given
     with open_model(path) as model:
         spec = model.spec
         weights = load_block(model.source, spec, 0)
@@ -143,7 +152,7 @@ def test_the_next_block_gets_the_encoded_blocks_output(
         if any(w.shape == v.shape and torch.equal(w, v) for v, _ in given)
     }
     assert len(coded) == 7
-    decoder = BlockDecoder(spec, {**weights, **coded})
+    decoder = BlockDecoder(spec, {**weights, **coded}, halves=precision == "bf16")
     embed = BlockDecoder(spec, {Role("embed"): table})
     for text, x in zip(tokens(COUNT, LENGTH), kept, strict=True):
         assert torch.equal(decoder.run_layer(0, embed.embed(text)), x)

@@ -61,3 +61,12 @@ def test_samples_keep_whole_sequences_spread_over_all(count: int, length: int, k
     found = sampled_sequences(count, length)
     assert len(found) == kept
     assert found <= set(range(count))
+
+
+def test_the_hessian_does_not_depend_on_how_rows_arrive() -> None:
+    x = rows(100)
+    whole = gathered(Needs.HESSIAN, x).hessian
+    parts = gathered(Needs.HESSIAN, *x.split([1, 12, 30, 57])).hessian
+    assert whole is not None
+    assert parts is not None
+    assert torch.equal(whole, parts)

@@ -88,8 +88,10 @@ def command(
     _need_torch()
     from octavo.compress.budgeted import keep
     from octavo.compress.job import check_output, compress, read_material
+    from octavo.core.allocator import keep_freed_memory
     from octavo.io.hub import resolve_model
 
+    keep_freed_memory()
     if budget is None:
         recipe = _recipe(recipe_file, method, number_format, kept_parts(), prune)
     else:

@@ -108,15 +108,16 @@ def _cache_paragraph(cache: CacheFormat) -> str:
 
 
 def _evidence(row: Mapping[str, Any], record: Mapping[str, Any]) -> str:
-    if row["proof"]:
-        return f"held by {row['proof']}"
-    kl = row["kl"]
+    kl, proof = row["kl"], f"held by {row['proof']}" if row["proof"] else ""
     if kl is None:
-        return "KL not measured yet (benchmarks/methods.py)"
-    return (
-        f"KL {kl['kl']:.4f} ({kl['low']:.4f} to {kl['high']:.4f}) as {kl['format']}, "
+        return proof or "KL not measured yet (benchmarks/methods.py)"
+    others = [step for step in kl["steps"] if step not in (row["name"], "rtn")]
+    behind = f" with {', '.join(others)}" if others else ""
+    cost = (
+        f"KL {kl['kl']:.4f} ({kl['low']:.4f} to {kl['high']:.4f}){behind} as {kl['format']}, "
         f"{kl['bits']:.2f} bits a weight ({record['model']}, {record['date']})"
     )
+    return f"{proof}; then {cost}" if proof else cost
 
 
 def _gain(row: Mapping[str, Any]) -> str:

@@ -26,19 +26,30 @@ from octavo.spec.graph import FoldEdge, fold_edges, linear_roles, role_shape, ro
 F32 = npt.NDArray[np.float32]
 Watcher = Callable[[Role, Tensor], None]
 
+_SLICE = 1 << 21  # values, 8 MB: C libraries map blocks of more than 32 MB anew every time
+_ROWS = 256  # of a sequence that pass an MLP together, for the same reason
 _EPS = 2.0**-24  # half a unit in the last place of fp32
 
 
 class BlockDecoder(ReferenceDecoder):
-    """A decoder that holds only the weights it is given, and shows linear inputs to a watcher."""
+    """A decoder that holds only the weights it is given, and shows linear inputs to a watcher.
+
+    halves  products take inputs and weights rounded to bf16, and their sums are rounded to it;
+            between them, and for the watcher, all is fp32.
+    """
 
     def __init__(
-        self, spec: DecoderSpec, weights: Mapping[Role, Tensor], dtype: Precision = "fp32"
+        self,
+        spec: DecoderSpec,
+        weights: Mapping[Role, Tensor],
+        dtype: Precision = "fp32",
+        halves: bool = False,
     ) -> None:
         formats: Formats = dict.fromkeys(linear_roles(spec), FP32)
         kept: Weights = dict(weights)
         super().__init__(spec, kept, formats, ReferenceOptions(dtype=dtype))
         self.watcher: Watcher | None = None
+        self._halves: dict[Role, Tensor] | None = {} if halves else None
 
     def run_layer(self, layer: int, x: Tensor, kv: KvFormat = "fp32") -> Tensor:
         """The block's output [tokens, hidden] for one whole sequence [tokens, hidden]."""
@@ -79,7 +90,8 @@ class BlockDecoder(ReferenceDecoder):
     def product(self, layer: int, x: Tensor) -> Tensor:
         """down's input of a dense MLP, for the hidden states between attention and MLP."""
         with torch.no_grad():
-            return self._product(layer, self._norm(x, "mlp_norm", layer), None)
+            normed = self._norm(x, "mlp_norm", layer)
+            return torch.cat([self._product(layer, rows, None) for rows in pieces(normed, _ROWS)])
 
     def after_mlp(self, layer: int, x: Tensor, product: Tensor | None) -> Tensor:
         """The block's output from the hidden states in its middle and, if known, down's input."""
@@ -99,10 +111,19 @@ class BlockDecoder(ReferenceDecoder):
         with torch.no_grad():
             return self._norm(x, "final_norm")
 
+    def _gated(self, layer: int, x: Tensor, expert: int | None) -> Tensor:
+        parts = pieces(x, _ROWS)
+        return torch.cat([super(BlockDecoder, self)._gated(layer, rows, expert) for rows in parts])
+
     def _linear(self, x: Tensor, role: Role, bias: Role | None = None) -> Tensor:
         if self.watcher is not None:
             self.watcher(role, x)
-        return super()._linear(x, role, bias)
+        if self._halves is None:
+            return super()._linear(x, role, bias)
+        if role not in self._halves:
+            self._halves[role] = self.weights[role].bfloat16()
+        y = torch.nn.functional.linear(x.bfloat16(), self._halves[role]).float()
+        return y if bias not in self.weights else y.add_(self.weights[bias])
 
     def _rope(self, layer: int, tokens: int) -> tuple[Tensor, Tensor]:
         return self._table(self.spec.layers[layer].attention.rope, np.arange(tokens))
@@ -164,14 +185,26 @@ def load_block(source: WeightSource, spec: DecoderSpec, layer: int | None) -> di
 def load_tensor(source: WeightSource, role: Role) -> Tensor:
     """One tensor in fp32. Raises NumericsError for a weight that is NaN or infinite."""
     view = source.tensor(role)
-    values = torch.from_numpy(np.array(view.float32()))
+    read = view.float32()
+    values = torch.from_numpy(read if read.flags.writeable else read.copy())
     view.drop()
-    if not values.isfinite().all():
+    if not all(part.isfinite().all() for part in slices(values)):
         raise NumericsError(
             f"{source.describe()}: {role} holds NaN or infinite weights; fetch the model again, or "
             "start from an undamaged one"
         )
     return values
+
+
+def pieces(x: Tensor, rows: int) -> list[Tensor]:
+    """Of the first axis, at least one."""
+    return [x[at : at + rows] for at in range(0, max(1, len(x)), rows)]
+
+
+def slices(values: Tensor) -> list[Tensor]:
+    """Of the first axis, small enough that temporaries stay in memory that the process has, instead
+    of being mapped, cleared and unmapped for each operation."""
+    return pieces(values, max(1, _SLICE * len(values) // max(1, values.numel())))
 
 
 def folded(

@@ -29,6 +29,7 @@ from octavo.compress.block import (
     unchanged,
 )
 from octavo.compress.fisher import FisherFile, squared_gradients
+from octavo.compress.losses import dequantized, matrix_report
 from octavo.compress.plan import FIRST, LAST, Plan
 from octavo.compress.prepared import check_same
 from octavo.compress.recipe import role_name
@@ -39,8 +40,7 @@ from octavo.compress.stats import StatsGatherer, rescaled, sampled_sequences
 from octavo.compress.table import build_encoder
 from octavo.compress.training import check_zeros, train_stage
 from octavo.core.errors import FormatError, InternalError, NumericsError
-from octavo.formats.casts import count_cast
-from octavo.formats.number_format import FP32, NumberFormat
+from octavo.formats.number_format import NumberFormat
 from octavo.formats.quantized import QuantizedTensor
 from octavo.io.artifact import artifact_name
 from octavo.io.weights import WeightSource
@@ -74,6 +74,7 @@ class Driver:
         self._given = tokens
         self._fisher = FisherFile(work.path)
         self._tokens = tokens if plan.gathers else None
+        self._halves = plan.recipe.calibration.precision == "bf16"
 
     def run(self, progress: Progress | None = None) -> None:
         """Finish every stage. Raises NumericsError when a source weight is not finite, or when
@@ -138,7 +139,8 @@ class Driver:
         else:
             encoded = self._store(stage, changed, stats, after)
             if self._tokens is not None:
-                compressed = BlockDecoder(self._spec, {**after, **encoded})
+                now = {**after, **encoded}
+                compressed = BlockDecoder(self._spec, now, halves=self._halves)
                 inputs = self._hidden(layer).read()
                 outputs = (compressed.run_layer(layer, torch.from_numpy(x)).numpy() for x in inputs)
                 self._hidden(layer + 1).write(outputs)
@@ -176,7 +178,9 @@ class Driver:
         """Encode group by group, each on what the block gives with the earlier ones encoded."""
         assert self._tokens is not None
         length, now = self._tokens.shape[1], dict(after)
-        passes = SequentialBlock(self._spec, layer, self._hidden(layer), length, self._work.path)
+        passes = SequentialBlock(
+            self._spec, layer, self._hidden(layer), length, self._work.path, self._halves
+        )
         for group, parts in enumerate(GROUPS):
             leader, gatherers = self._gatherers(layer, self._plan.encoder_needs, parts)
             passes.pass_group(group, now, self._gather_into(gatherers))
@@ -241,7 +245,8 @@ class Driver:
             return {}
         leader, gatherers = self._gatherers(layer, needs)
         if gatherers:
-            decoder, gather = BlockDecoder(self._spec, weights), self._gather_into(gatherers)
+            decoder = BlockDecoder(self._spec, weights, halves=self._halves)
+            gather = self._gather_into(gatherers)
             for n, x in enumerate(self._hidden(layer).read()):
                 decoder.watcher = partial(gather, n)
                 decoder.run_layer(layer, torch.from_numpy(x))
@@ -335,15 +340,14 @@ class Driver:
                 weight = loaded[role] if loaded else load_tensor(self._source, role)
                 seen = self._with_gradients(role, stats.get(role, LinearStats()))
                 mask = self._mask(role, weight, seen, notes)
-                tensor, report = self._encode(role, weight, seen, mask)
+                tensor, values[role], report = self._encode(role, weight, seen, mask)
                 if mask is None and report.method == self._pruning(role):
-                    mask = torch.from_numpy(tensor.dequantize() != 0)
+                    mask = values[role] != 0
                     report = replace(report, zeros=_share(~mask))
                 stage.add_matrix(name, tensor)
                 if mask is not None:
                     stage.masks[name] = mask.numpy()
                 matrices.append(report)
-                values[role] = torch.from_numpy(tensor.dequantize())
             elif changed is not None:
                 stage.add_float32(name, changed.numpy())
             else:
@@ -393,7 +397,8 @@ class Driver:
 
     def _encode(
         self, role: Role, weight: Tensor, stats: LinearStats, mask: Tensor | None
-    ) -> tuple[QuantizedTensor, MatrixReport]:
+    ) -> tuple[QuantizedTensor, Tensor, MatrixReport]:
+        """The encoding, its values, and what it lost."""
         step = self._plan.steps[role]
         method, reason = step.method, ""
         try:
@@ -406,8 +411,10 @@ class Driver:
         except FormatError as error:
             raise FormatError(f"{role_name(role)}: {error}") from error
         check_zeros(role_name(role), tensor, mask)
-        report = _measured(role_name(role), method, tensor, weight, stats, reason)
-        return tensor, report if mask is None else replace(report, zeros=_share(~mask))
+        values = dequantized(tensor)
+        report = matrix_report(role_name(role), method, tensor, (weight, values), stats)
+        zeros = None if mask is None else _share(~mask)
+        return tensor, values, replace(report, fallback=reason, zeros=zeros)
 
     def _encoding(
         self, role: Role, weight: Tensor, stats: LinearStats, mask: Tensor | None
@@ -433,44 +440,6 @@ class Driver:
 
 def _share(chosen: Tensor) -> float:
     return float(chosen.float().mean(dtype=torch.float64))
-
-
-def _measured(
-    name: str, method: str, tensor: QuantizedTensor, weight: Tensor, stats: LinearStats, reason: str
-) -> MatrixReport:
-    lost = weight - torch.from_numpy(tensor.dequantize())
-    return MatrixReport(
-        name=name,
-        method=method,
-        format=str(tensor.format),
-        bits=tensor.format.bits_per_value(tensor.shape),
-        weight_error=_ratio(lost.square().sum(), weight.square().sum()),
-        output_error=None
-        if stats.hessian is None
-        else _finite(_ratio(_energy(lost, stats.hessian), _energy(weight, stats.hessian))),
-        fallback=reason,
-        casts=_casts(tensor, weight, stats),
-    )
-
-
-def _casts(
-    tensor: QuantizedTensor, weight: Tensor, stats: LinearStats
-) -> dict[str, dict[str, int]] | None:
-    if not tensor.format.plain or tensor.format == FP32:
-        return None
-    counts = {"weights": count_cast(weight, tensor.format.variant, torch).to_dict()}
-    inputs = (stats.casts or {}).items()
-    return counts | {f"inputs in {name}": found.to_dict() for name, found in inputs}
-
-
-def _energy(W: Tensor, H: Tensor) -> Tensor:
-    """tr(W H W^T), by way of W^T W: numpy knows that to be symmetric, and does half the work."""
-    rows = W.numpy()
-    return torch.from_numpy(rows.T @ rows).mul_(H).sum()
-
-
-def _ratio(part: Tensor, whole: Tensor) -> float:
-    return float(part / whole) if float(whole) > 0 else 0.0
 
 
 def _finite(value: float) -> float | None:

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from octavo.backends.base import ActivationFormat, KvFormat
 from octavo.compress.table import KINDS, METHODS, Kind, build, build_encoder, nearest
@@ -31,6 +31,7 @@ from octavo.formats.number_format import NumberFormat
 from octavo.spec.decoder import DecoderSpec, Role
 from octavo.spec.graph import linear_roles, role_shape
 
+Precision = Literal["fp32", "bf16"]
 ALL = ("*",)
 BLOCKS = ("layers.*",)
 _NOTHING: Mapping[str, object] = MappingProxyType({})
@@ -46,14 +47,18 @@ _NOUNS = {
 class Calibration:
     """Which text, and how much of it: `sequences` of `length` tokens each, spread over the text.
 
-    text  a UTF-8 file; "": articles of Wikipedia.
+    text       a UTF-8 file; "": articles of Wikipedia.
+    precision  of the products that carry the tokens from block to block; statistics are sums of
+               fp32 either way.
     """
 
     text: str = ""
     sequences: int = 32
     length: int = 2048
+    precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
+        _check_word("calibration: precision", self.precision, get_args(Precision))
         for name, low in (("sequences", 1), ("length", 8)):
             value = getattr(self, name)
             if type(value) is not int or value < low:

@@ -33,25 +33,32 @@ class SequentialBlock:
 
     inputs   of the block; read again by each of the first three groups.
     scratch  directory for what lies between them.
+    halves   of the decoder (BlockDecoder).
 
     `pass_group` is called for each of GROUPS in order, then `outputs`, each with the weights as
     they stand by then: earlier groups encoded.
     """
 
     def __init__(
-        self, spec: DecoderSpec, layer: int, inputs: HiddenStates, length: int, scratch: Path
+        self,
+        spec: DecoderSpec,
+        layer: int,
+        inputs: HiddenStates,
+        length: int,
+        scratch: Path,
+        halves: bool = False,
     ) -> None:
-        self._spec, self._layer, self._inputs = spec, layer, inputs
+        self._spec, self._layer, self._inputs, self._halves = spec, layer, inputs, halves
         self._dense = isinstance(spec.layers[layer].mlp, DenseMlp)
         heads = role_shape(spec, Role("o", layer))[1]
         self._mixed = HiddenStates(scratch / "mixed.f32", length, heads)
         self._middle = HiddenStates(scratch / "middle.f32", length, spec.hidden)
         width = spec.layers[layer].mlp.intermediate
-        self._product = HiddenStates(scratch / "product.f32", length, width)
+        self._product = HiddenStates(scratch / "product.f32", length, width, halves)
 
     def pass_group(self, group: int, weights: Mapping[Role, Tensor], gather: Gather) -> None:
         """Show every input of the group to `gather`."""
-        decoder = BlockDecoder(self._spec, weights)
+        decoder = self._decoder(weights)
         match group:
             case 0:
                 self._to_attention(decoder, gather)
@@ -69,7 +76,7 @@ class SequentialBlock:
 
     def outputs(self, weights: Mapping[Role, Tensor]) -> Iterator[F32]:
         """The block's output for each sequence; what lay between is removed at the end."""
-        decoder, layer = BlockDecoder(self._spec, weights), self._layer
+        decoder, layer = self._decoder(weights), self._layer
         products = self._product.read() if self._dense else None
         for x in self._middle.read():
             middle = torch.from_numpy(x)
@@ -77,6 +84,9 @@ class SequentialBlock:
             yield decoder.after_mlp(layer, middle, product).numpy()
         self._middle.remove()
         self._product.remove()
+
+    def _decoder(self, weights: Mapping[Role, Tensor]) -> BlockDecoder:
+        return BlockDecoder(self._spec, weights, halves=self._halves)
 
     def _to_attention(self, decoder: BlockDecoder, gather: Gather) -> None:
         for n, x in enumerate(self._inputs.read()):

@@ -161,24 +161,29 @@ class WorkDirectory:
 
 
 class HiddenStates:
-    """Hidden states on disk, float32 [sequences, length, hidden]: one sequence in memory."""
+    """Hidden states on disk, [sequences, length, hidden]: one sequence in memory.
 
-    def __init__(self, path: Path, length: int, hidden: int) -> None:
+    halves  they are stored as bf16 (products in bf16 read no more of them)
+    """
+
+    def __init__(self, path: Path, length: int, hidden: int, halves: bool = False) -> None:
         self._path = path
+        self._halves = halves
         self._shape = (length, hidden)
 
     def read(self) -> Iterator[F32]:
         """Each sequence, [length, hidden], in order."""
         count = self._shape[0] * self._shape[1]
         with self._path.open("rb") as file:
-            while len(values := np.fromfile(file, np.float32, count)) == count:
-                yield values.reshape(self._shape)
+            while len(values := np.fromfile(file, self._type(), count)) == count:
+                yield values.astype(np.float32, copy=False).reshape(self._shape)
 
     def read_one(self, sequence: int) -> F32:
         """One sequence, [length, hidden]."""
         count = self._shape[0] * self._shape[1]
-        values = np.fromfile(self._path, np.float32, count, offset=4 * count * sequence)
-        return values.reshape(self._shape)
+        offset = self._type().itemsize * count * sequence
+        values = np.fromfile(self._path, self._type(), count, offset=offset)
+        return values.astype(np.float32, copy=False).reshape(self._shape)
 
     def write(self, sequences: Iterator[F32]) -> None:
         """Replace the file by these, once all are there. Raises ResourceError on a full disk."""
@@ -186,7 +191,8 @@ class HiddenStates:
         try:
             with beside.open("wb") as file:
                 for values in sequences:
-                    file.write(np.ascontiguousarray(values, np.float32).data)
+                    stored = np.ascontiguousarray(values, self._type())
+                    file.write(stored.view(np.uint8).data)
             beside.replace(self._path)
         except OSError as error:
             beside.unlink(missing_ok=True)
@@ -194,6 +200,9 @@ class HiddenStates:
 
     def remove(self) -> None:
         self._path.unlink(missing_ok=True)
+
+    def _type(self) -> np.dtype[Any]:
+        return float_dtype("bf16") if self._halves else np.dtype(np.float32)
 
 
 def _unwritable(path: Path, error: OSError) -> ResourceError:

@@ -9,6 +9,7 @@ from octavo.compress.base import LinearStats, Needs
 from octavo.formats.casts import CastCounts, count_cast
 
 CAST_TO = ("fp16", "bf16")
+GATHERED = 4096  # rows of a product, at most
 
 
 class StatsGatherer:
@@ -20,7 +21,7 @@ class StatsGatherer:
         self._absmax = torch.zeros(width)
         self._sum_abs = torch.zeros(width, dtype=torch.float64)
         self._sum_squares = torch.zeros(width, dtype=torch.float64)
-        self._products = torch.zeros(width, width) if Needs.HESSIAN in needs else None
+        self._products = Products(width) if Needs.HESSIAN in needs else None
         self._samples: list[Tensor] = []
         self._casts = dict.fromkeys(CAST_TO, CastCounts())
 
@@ -36,8 +37,7 @@ class StatsGatherer:
         if Needs.MEAN_SQUARE in self._needs:
             self._sum_squares += x.square().sum(dim=0, dtype=torch.float64)
         if self._products is not None:
-            rows = x.numpy()
-            self._products += torch.from_numpy(rows.T @ rows)  # numpy's is symmetric: half the work
+            self._products.add(x)
         if Needs.CASTS in self._needs:
             for name in CAST_TO:
                 self._casts[name] += count_cast(x, name, torch)
@@ -53,11 +53,39 @@ class StatsGatherer:
             tokens=n,
             absmax=self._absmax if Needs.ABSMAX in needs else None,
             mean_abs=(self._sum_abs / n).float() if Needs.MEAN_ABS in needs else None,
-            hessian=None if self._products is None else self._products * (2.0 / n),
+            hessian=None if self._products is None else self._products.sum() * (2.0 / n),
             samples=torch.cat(self._samples) if self._samples else None,
             mean_square=(self._sum_squares / n).float() if Needs.MEAN_SQUARE in needs else None,
             casts=dict(self._casts) if Needs.CASTS in needs else None,
         )
+
+
+class Products:
+    """The sum of x x^T over rows x. Rows are gathered for a product of many, since each one costs a
+    pass over the whole square besides; a narrow square gathers no more than its own size."""
+
+    def __init__(self, width: int) -> None:
+        self._sum = torch.zeros(width, width)
+        self._rows = torch.empty(min(GATHERED, width), width)
+        self._filled = 0
+
+    def add(self, x: Tensor) -> None:
+        while len(x):
+            taken = min(len(x), len(self._rows) - self._filled)
+            self._rows[self._filled : self._filled + taken] = x[:taken]
+            self._filled, x = self._filled + taken, x[taken:]
+            if self._filled == len(self._rows):
+                self._multiply()
+
+    def sum(self) -> Tensor:
+        """fp32 [width, width]; more rows may follow."""
+        self._multiply()
+        return self._sum
+
+    def _multiply(self) -> None:
+        rows = self._rows[: self._filled].numpy()
+        self._sum += torch.from_numpy(rows.T @ rows)  # numpy's is symmetric: half the work
+        self._filled = 0
 
 
 def sampled_sequences(count: int, length: int, rows: int = 4096) -> frozenset[int]:

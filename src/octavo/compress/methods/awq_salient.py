@@ -35,7 +35,7 @@ class AwqSalient:
 
     needs: ClassVar[Needs] = Needs.MEAN_ABS
     facts: ClassVar[Facts] = Facts(
-        output="approximated", quantizes="weights", choice="heuristic", format="int4_g64",
+        output="approximated", quantizes="weights", choice="heuristic", format="fp32",
         source="arXiv 2306.00978, table 1",
         synonyms=("salient channels", "mixed precision columns"),
     )  # fmt: skip
