@@ -43,13 +43,15 @@ _MOST = (
     2**31 - 1
 )  # of anything that is counted, and of token ids: they travel as fixed-size integers
 
+_LARGE = 1e6  # beyond it nothing changes any more; kernels compute in fp32
+
 _RANGES = (
     _Range("max_tokens", 1, _MOST, whole=True),
-    _Range("temperature", 0, math.inf),
+    _Range("temperature", 0, _LARGE),
     _Range("top_k", 0, _MOST, whole=True),
     _Range("top_p", 0, 1, open_low=True),
     _Range("min_p", 0, 1),
-    _Range("repetition_penalty", 0, math.inf, open_low=True),
+    _Range("repetition_penalty", 1 / _LARGE, _LARGE),
     _Range("presence_penalty", -2, 2),
     _Range("frequency_penalty", -2, 2),
     _Range("n", 1, MAX_CHOICES, whole=True),
