@@ -54,6 +54,16 @@ def test_steps_share_a_message_as_long_as_the_first_one_waits_10_ms():
     assert at.sent[0].stats.running == 2
 
 
+def test_figures_go_along_every_100_ms_and_when_something_ends():
+    at = Situation()
+    for _ in range(12):
+        at.step(1 / 32)
+    told = [message.stats is not None for message in at.sent]
+    assert told == [True, False, False, False] * 3
+    at.step(0.02, Output("a", 0, (7,), finish="stop"))
+    assert at.sent[-1].stats == EngineStats(running=2)
+
+
 def test_long_steps_have_a_message_each():
     at = Situation()
     assert [at.step(1.01 * SECONDS) for _ in range(3)] == [1, 2, 3]

@@ -10,7 +10,8 @@ from octavo.engine.request import CachePolicy, Mark, Request, SamplingParams
 
 BAD = [
     ("max_tokens", 0), ("max_tokens", 1.5), ("max_tokens", True), ("temperature", -0.1),
-    ("temperature", math.nan), ("temperature", math.inf), ("temperature", 1e39), ("repetition_penalty", 1e-39), ("temperature", "hot"), ("top_k", -1),
+    ("temperature", math.nan), ("temperature", math.inf),
+    ("temperature", 1e39), ("repetition_penalty", 1e-39), ("temperature", "hot"), ("top_k", -1),
     ("top_k", 2**31), ("top_p", 0.0), ("top_p", 1.01), ("min_p", -0.1), ("min_p", 1.1),
     ("repetition_penalty", 0.0), ("presence_penalty", 2.1), ("presence_penalty", -2.1),
     ("frequency_penalty", 3), ("n", 0), ("n", 129), ("seed", -1), ("seed", 2**64), ("seed", 1.0),

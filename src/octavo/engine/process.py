@@ -188,7 +188,7 @@ class ProcessClient:
                 self.ready, self._state, self._reason, self._starts = message, "ready", "", 0
                 self.stats = EngineStats(kv_tokens=message.config.kv_tokens)
             elif isinstance(message, Outputs):
-                self.stats = message.stats
+                self.stats = message.stats or self.stats
                 self._deliver(child, message.outputs)
             elif isinstance(message, Failed):
                 self._reason = str(message.error)

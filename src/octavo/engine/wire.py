@@ -59,10 +59,10 @@ class Ready(msgspec.Struct, tag=True, frozen=True):
 
 
 class Outputs(msgspec.Struct, tag=True, frozen=True):
-    """What a step brought, and how the engine does after it."""
+    """What some steps brought, and how the engine does after them, if that is told now."""
 
     outputs: list[Output]
-    stats: EngineStats
+    stats: EngineStats | None
 
 
 class Failed(msgspec.Struct, tag=True, frozen=True):
