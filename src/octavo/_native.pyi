@@ -162,6 +162,13 @@ class Executor:
 
 STAGES: list[str]
 
+def trellis_encode(
+    x: F32,
+    u: F32,
+    levels: F32,
+    tries: int,
+    words: npt.NDArray[np.uint64],
+) -> None: ...
 def resolve_isa(isa: str) -> str: ...
 
 class MachineProbe:

@@ -44,6 +44,7 @@ METHODS = Registry(
         Method("rtn", "encode", "octavo.compress.methods.rtn:Rtn"),
         Method("cast", "encode", "octavo.compress.methods.cast:Cast"),
         Method("gptq", "encode", "octavo.compress.methods.gptq:Gptq"),
+        Method("trellis", "encode", "octavo.compress.methods.trellis:Trellis"),
         Method("searched", "encode", "octavo.compress.methods.searched:Searched"),
         Method("hqq", "encode", "octavo.compress.methods.hqq:Hqq"),
         Method("kmeans", "encode", "octavo.compress.methods.kmeans:KMeans"),

@@ -116,6 +116,15 @@ def round_groups(
     return _on_grid(w, grid, format, convention, xp)
 
 
+def scale_groups(
+    w: Array, format: NumberFormat, convention: Convention, tensor_scale: float, xp: Any
+) -> Rounded:
+    """The scales that `round_groups` would choose, without clip search, and codes of 0."""
+    nothing = xp.zeros_like(w)
+    grid = _grid(w, format, convention, None, tensor_scale, xp)
+    return Rounded(nothing, nothing, *grid[2:])
+
+
 def ideal_step(w: Array, format: NumberFormat, convention: Convention, xp: Any) -> Array:
     """Step 1 above without clip search: float32 [rows, groups, 1]."""
     return _ideal(w, format, convention, None, xp)[0]

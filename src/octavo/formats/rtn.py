@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from octavo.formats.rounding import (
     ideal_step,
     resolve_convention,
     round_groups,
+    scale_groups,
 )
 
 F32 = npt.NDArray[np.float32]
@@ -36,12 +37,26 @@ def encode(
     Raises FormatError when the weights are not finite or not a matrix, when the shape doesn't
     split into the format's groups, and when a scale or a plain float overflows its type.
     """
+    return _encoded(weight, format, convention, round_groups)
+
+
+def scales_of(weight: F32, format: NumberFormat) -> QuantizedTensor:
+    """What `encode` gives, but with codes of 0: for encoders that choose codes on these scales."""
+    return _encoded(weight, format, None, scale_groups)
+
+
+def _encoded(
+    weight: F32,
+    format: NumberFormat,
+    convention: Convention | None,
+    rounded: Callable[[F32, NumberFormat, Convention, float, Any], Rounded],
+) -> QuantizedTensor:
     grouped = _grouped(weight, format)
     rule = resolve_convention(format, convention)
     factor = tensor_scale(grouped, format, rule, np)
     with np.errstate(over="ignore", invalid="ignore"):  # overflow is found in the result
         blocks = [
-            _stored(round_groups(block, format, rule, factor, np), weight.shape[1], format)
+            _stored(rounded(block, format, rule, factor, np), weight.shape[1], format)
             for block in _blocks(grouped)
         ]
     parts = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
