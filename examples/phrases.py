@@ -3,9 +3,10 @@
 python examples/phrases.py MODEL DIRECTORY [--count 1500] [--steps 400] [--whole]
 
 Mined and trained on the even modules, judged on odd ones: tokens, bits per byte (paired intervals),
-and characters per second of both models, each fed the same text token by token with one thread, in
-turns, by the fastest of several times. DIRECTORY keeps the model with phrases, and with --whole the
-control: the base model (a checkpoint) trained as long on the same text without phrases.
+and characters per second of both models in one --format (a model trained whole is stored in fp32),
+each fed the same text token by token with one thread, in turns, by the fastest of several times.
+DIRECTORY keeps the model with phrases, and with --whole the control: the base model (a checkpoint)
+trained as long on the same text without phrases.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ import argparse
 import json
 import shutil
 import time
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from octavo.backends.base import WANT_TOKEN, RuntimeConfig
 from octavo.backends.native.backend import load
@@ -36,36 +37,48 @@ from octavo.vocab.mine import MinePlan
 from octavo.vocab.phrase_job import PhrasePlan, add_phrases
 
 CONTEXT = 1024
-F64 = npt.NDArray[np.float64]
 
 
-def seconds(path: Path, pieces: Sequence[str]) -> F64:
-    """Of each piece, decoded token by token behind an empty context."""
-    found = []
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """What is timed, how often, and the format that both models' weights are held in."""
+
+    pieces: Sequence[str]
+    repeats: int
+    format: str
+
+
+@contextmanager
+def clock(path: Path, format: str, pieces: Sequence[str]) -> Iterator[Callable[[int], float]]:
+    """Seconds that a piece takes, decoded token by token behind an empty context."""
     with open_model(path) as model:
         tokenizer = tokenizer_of(model)
         begin = start_token(model, tokenizer)
-        config = RuntimeConfig(context=CONTEXT, max_seqs=1, threads=1)
+        tokens = [[begin, *tokenizer.encode(piece, add_special=False)] for piece in pieces]
+        config = RuntimeConfig(context=CONTEXT, max_seqs=1, threads=1, format=format)
         with closing(load(model.spec, model.source, config)) as executor:
             sequence = SingleSequence(executor)
-            for piece in pieces:
-                tokens = [begin, *tokenizer.encode(piece, add_special=False)]
+
+            def seconds(piece: int) -> float:
                 sequence.restart()
                 started = time.perf_counter()
-                for token in tokens[:-1]:
+                for token in tokens[piece][:-1]:
                     sequence.step([token], WANT_TOKEN)
-                found.append(time.perf_counter() - started)
-    return np.array(found)
+                return time.perf_counter() - started
+
+            yield seconds
 
 
-def fastest(paths: Sequence[Path], pieces: Sequence[str], repeats: int) -> list[float]:
-    """Characters per second of each model, by the least time of each piece."""
-    times: dict[Path, list[F64]] = {path: [] for path in paths}
-    for _ in range(repeats):
-        for path in paths:
-            times[path].append(seconds(path, pieces))
+def fastest(base: Path, made: Path, options: Timing) -> tuple[float, float]:
+    """Characters per second of both, by the least time of each piece. They take turns at every
+    piece: what else the machine does meets both."""
+    pieces, times = options.pieces, []
+    with clock(base, options.format, pieces) as one, clock(made, options.format, pieces) as other:
+        for _ in range(options.repeats):
+            times.append([(one(i), other(i)) for i in range(len(pieces))])
+    least = np.min(times, axis=0).sum(axis=0)
     characters = sum(map(len, pieces))
-    return [characters / float(np.min(times[path], axis=0).sum()) for path in paths]
+    return characters / float(least[0]), characters / float(least[1])
 
 
 def train_control(path: Path, out: Path, text: str, plan: PhrasePlan) -> None:
@@ -104,6 +117,7 @@ def main() -> None:
     parser.add_argument("--characters", type=int, default=1_000_000)
     parser.add_argument("--pieces", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--format", default="int8_g32", help="of both models when they are timed")
     options = parser.parse_args()
     base = resolve_model(options.model)
     if not options.directory.exists():
@@ -137,7 +151,7 @@ def judge(base: Path, options: argparse.Namespace) -> None:
     for name, loss in zip(("base", "base, trained as long"), losses[1:], strict=False):
         report(name, loss, losses[0])
     timed = chosen[: max(1, len(chosen) // 10)]
-    slow, fast = fastest((base, made), timed, options.repeats)
+    slow, fast = fastest(base, made, Timing(timed, options.repeats, options.format))
     print(f"| characters per second | {slow:.0f} | {fast:.0f} | {fast / slow - 1:+.1%} |")
 
 
