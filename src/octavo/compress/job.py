@@ -82,7 +82,7 @@ def compress(
                 forecast = watch.forecast()
             stages = [work.read(name) for name in resolved.stages()]
             whole = merged(stages)
-            whole = laid_out(whole) if prunes(resolved) else whole
+            whole = laid_out(whole, prunes(resolved))
             report = _report(opened, resolved, stages, whole)
             content = _content(recipe, material, files, opened, report)
             finished = work.path / "artifact"

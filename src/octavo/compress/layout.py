@@ -1,4 +1,5 @@
-"""Gives the matrices of a pruned model the stored layouts that save bytes (formats/layouts.py)."""
+"""Gives matrices the stored layouts that save bytes (formats/layouts.py): ternary ones, and all of a
+pruned model."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from dataclasses import replace
 
 from octavo.compress.plan import Plan
 from octavo.compress.state import Arrays, Stage
-from octavo.formats.layouts import DENSE, chosen
+from octavo.formats.layouts import DENSE, chosen, is_ternary
 from octavo.io.artifact import Entry
 
 
@@ -16,12 +17,13 @@ def prunes(plan: Plan) -> bool:
     return bool(plan.pruners) or by_encoder
 
 
-def laid_out(whole: Stage) -> Stage:
-    """The same tensors, each matrix in its layout; vectors and dense matrices stay as they are."""
+def laid_out(whole: Stage, pruned: bool) -> Stage:
+    """The same tensors, each matrix in its layout; vectors and dense matrices stay as they are.
+    Where nothing was pruned, only ternary matrices are looked at."""
     arrays: Arrays = dict(whole.arrays)
     entries: dict[str, Entry] = dict(whole.entries)
     for name, entry in whole.entries.items():
-        if len(entry.shape) != 2:
+        if len(entry.shape) != 2 or not (pruned or is_ternary(entry.format)):
             continue
         layout, parts = chosen(whole.matrix(name))
         if layout == DENSE:

@@ -8,6 +8,7 @@ bitmask `mask`: a bit per code, set where it isn't zero, packed by row; `codes`:
         after row, packed as one run.
 rxc     `mask`: a bit per block of r rows by c columns, set where it isn't all zeros, packed by row
         of blocks; `codes`: whole blocks, each row after row, packed as one run.
+trits   of ternary formats: `codes`, less the smallest, five to a byte (trits.py).
 
 Packing is that of packing.py, least significant bit first. A float counts as zero when all of its
 bits are 0, so that -0 is kept. What else a tensor has (scales, zero points) stays as it is.
@@ -31,17 +32,19 @@ from octavo.formats.floats import float_dtype
 from octavo.formats.number_format import NumberFormat
 from octavo.formats.packing import pack_bits, packed_width, unpack_bits
 from octavo.formats.quantized import QuantizedTensor
+from octavo.formats.trits import pack_trits, trits_width, unpack_trits
 
 U8 = npt.NDArray[np.uint8]
 Parts = dict[str, npt.NDArray[Any]]
 
-DENSE, BITMASK = "dense", "bitmask"
+DENSE, BITMASK, TRITS = "dense", "bitmask", "trits"
 NATIVE = "2:4"  # what kernels multiply without expanding it first
 PARTS = ("index", "mask")  # beside those of a QuantizedTensor
 _N_OF_M = re.compile(r"([1-7]):([2-8])")
 _BLOCK = re.compile(r"([1-9][0-9]{0,3})x([1-9][0-9]{0,3})")
 _BLOCK_TRIED = "16x32"
 _GROUPS = (4, 8)  # of n:m
+_LEAST_TRIT = np.uint8(1)  # codes of ternary formats are 1, 2 and 3
 
 
 def chosen(tensor: QuantizedTensor) -> tuple[str, Parts]:
@@ -56,6 +59,8 @@ def chosen(tensor: QuantizedTensor) -> tuple[str, Parts]:
     candidates = _candidates(there)
     if NATIVE in candidates and tensor.format.kind == "int" and tensor.format.bits in (4, 8):
         candidates = [NATIVE]
+    if is_ternary(tensor.format):
+        best, parts = TRITS, {"codes": pack_trits(codes - _LEAST_TRIT)}
     for layout in candidates:
         made = _parts(codes, there, _bits(tensor.format), layout)
         if _float_like(tensor.format):
@@ -90,10 +95,13 @@ class Stored:
         }
         zero = _zero_of(self.format, kept.get(".zeros"), kept.get(".codebook"))
         assert zero is not None
-        there, values = self._found(start, stop)
-        codes = np.empty(there.shape, values.dtype)
-        codes[...] = _each(zero, there.shape)
-        codes[there] = values
+        if self.layout == TRITS:
+            codes = unpack_trits(self._parts["codes"][start:stop], self.shape[1]) + _LEAST_TRIT
+        else:
+            there, values = self._found(start, stop)
+            codes = np.empty(there.shape, values.dtype)
+            codes[...] = _each(zero, there.shape)
+            codes[there] = values
         kept[".codes"] = _packed(codes, self.format)
         return QuantizedTensor.from_state(kept, "", self.format, (stop - start, self.shape[1]))
 
@@ -153,6 +161,8 @@ class Stored:
 
     def _wanted(self) -> dict[str, tuple[tuple[int, ...], type[np.generic] | None]]:
         out, width = self.shape
+        if self.layout == TRITS and is_ternary(self.format):
+            return {"codes": ((out, trits_width(width)), np.uint8)}
         code = None if _float_like(self.format) else np.uint8
         if self._m and width % self._m == 0:
             groups = width // self._m
@@ -187,6 +197,11 @@ def block_of(layout: str) -> tuple[int, int] | None:
     """(rows, columns) of a layout of blocks."""
     found = _BLOCK.fullmatch(layout)
     return (int(found[1]), int(found[2])) if found else None
+
+
+def is_ternary(format: NumberFormat) -> bool:
+    """Whether codes are three, which trits hold."""
+    return format.variant == "ternary"
 
 
 def _candidates(there: npt.NDArray[np.bool_]) -> list[str]:
