@@ -29,7 +29,8 @@ def test_the_first_trit_is_the_lowest_digit() -> None:
 def test_rows_of_any_length_come_back(n: int) -> None:
     trits = np.random.default_rng(n).integers(0, 3, (7, n), np.uint8)
     packed = pack_trits(trits)
-    assert packed.shape == (7, trits_width(n)) and packed.dtype == np.uint8
+    assert packed.shape == (7, trits_width(n))
+    assert packed.dtype == np.uint8
     assert (unpack_trits(packed, n) == trits).all()
     assert (unpack_trits(packed[2:4], n) == trits[2:4]).all()
 

@@ -1,5 +1,5 @@
-"""Gives matrices the stored layouts that save bytes (formats/layouts.py): ternary ones, and all of a
-pruned model."""
+"""Gives matrices the stored layouts that save bytes (formats/layouts.py): ternary ones, and all
+of a pruned model."""
 
 from __future__ import annotations
 
