@@ -1,8 +1,10 @@
 """W4A16, W8A16, W4A8 and W8A8 with every kind of activation scale: KL on the calibration text and
 on a shifted text, and speed.
 
-    python benchmarks/schemes.py [MODEL] [--tokens N] [--sequences N] [--length L] [--json]
+    python benchmarks/schemes.py OUT [MODEL] [--name WORDS] [--tokens N] [--sequences N]
+                                 [--length L] [--only SCHEME ...] [--no-speed]
 
+OUT is a JSON file that takes each row as it comes; a run that was stopped goes on behind them.
 Weights are rounded to nearest in groups of 32. KL is against the model in its own formats. Speed is
 native decoding as a multiple of bf16 weights' with bf16 activations, in turn, the median of the
 ratios; schemes without a native kernel run on the reference decoder, and have none.
@@ -11,14 +13,16 @@ ratios; schemes without a native kernel run on the reference decoder, and have n
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
+from typing import Any
+
+from rows import Rows
 
 from octavo.backends.base import ActivationFormat, Executor, RuntimeConfig
 from octavo.compress.job import CODE, Material, compress, read_material
@@ -32,7 +36,8 @@ from octavo.io.checkpoint import open_model
 from octavo.io.hub import resolve_model
 
 CONTEXT, ROUNDS = 256, 7
-SCHEMES: tuple[tuple[str, str, ActivationFormat, str], ...] = (
+Case = tuple[str, str, ActivationFormat, str]  # scheme, weights, activations, what shares a scale
+SCHEMES: tuple[Case, ...] = (
     ("W4A16", "int4_g32", "abf16", "none, bf16 (weight-only)"),
     ("W4A16", "int4_g32", "a16", "token and group, dynamic"),
     ("W8A16", "int8_g32", "abf16", "none, bf16 (weight-only)"),
@@ -44,6 +49,9 @@ SCHEMES: tuple[tuple[str, str, ActivationFormat, str], ...] = (
 )  # fmt: skip
 
 
+Kl = tuple[float, float, float]
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """KL in nats: (mean, low, high). `speed` is None where no native kernel runs."""
@@ -53,74 +61,103 @@ class Row:
     activations: str
     scales: str
     backend: str
-    calibrated: tuple[float, float, float]
-    shifted: tuple[float, float, float]
+    calibrated: Kl
+    shifted: Kl
     speed: float | None
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path)
     parser.add_argument("model", nargs="?", default="smollm2-135m")
+    parser.add_argument("--name", default="", help="what the record calls the model")
     parser.add_argument("--tokens", type=int, default=1024)
     parser.add_argument("--sequences", type=int, default=8)
     parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--only", nargs="+", default=[], help="such as W4A8/a8_static")
+    parser.add_argument("--no-speed", action="store_true")
     wanted = parser.parse_args()
     path = resolve_model(wanted.model)
     calibration = Calibration(sequences=wanted.sequences, length=wanted.length)
     recipe = replace(from_flags("rtn", "int8_g32", (), calibration), activations="a8_static")
     material = read_material(path, recipe, limit=wanted.tokens)
-    rows = list(_rows(path, material, wanted.tokens, calibration))
-    if wanted.json:
-        print(json.dumps([asdict(row) for row in rows], indent=1))
-        return
-    print("| scheme | activations | scale of | backend | KL, calibration text | KL, code | speed |")
-    print("|---|---|---|---|---|---|---|")
-    for row in rows:
-        speed = "-" if row.speed is None else f"{row.speed:.2f}"
-        print(
-            f"| {row.scheme} | `{row.activations}` | {row.scales} | {row.backend} | "
-            f"{_words(row.calibrated)} | {_words(row.shifted)} | {speed} |"
+    conditions = {
+        "model": wanted.name or Path(wanted.model).name,
+        "calibration": f"{material.name}, {wanted.sequences} sequences of {wanted.length}",
+        "texts": f"{wanted.tokens} tokens of calibration text, as many of {CODE}",
+    }
+    rows = Rows(wanted.out, "rows", conditions, {})
+    chosen = [case for case in SCHEMES if not wanted.only or _key(case) in wanted.only]
+    _measure(path, material, wanted.tokens, calibration, chosen, rows, not wanted.no_speed)
+    print(table(rows.in_order(tuple(map(_key, SCHEMES)))))
+
+
+def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Markdown, a line for each row that was measured."""
+    lines = [
+        "| scheme | activations | scale of | backend | KL, calibration text | KL, code | speed |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows.values():
+        speed = "-" if row["speed"] is None else f"{row['speed']:.2f}"
+        lines.append(
+            f"| {row['scheme']} | `{row['activations']}` | {row['scales']} | {row['backend']} | "
+            f"{_words(row['calibrated'])} | {_words(row['shifted'])} | {speed} |"
         )
+    return "\n".join(lines)
 
 
-def _rows(path: Path, material: Material, count: int, calibration: Calibration) -> Iterator[Row]:
+def _key(case: Case) -> str:
+    return f"{case[0]}/{case[2]}"
+
+
+def _measure(
+    path: Path,
+    material: Material,
+    count: int,
+    calibration: Calibration,
+    cases: Sequence[Case],
+    rows: Rows,
+    timed: bool,
+) -> None:
     assert material.tokens is not None
     begin = material.held_out[0].begin
     seen = material.tokens[:, begin is not None :].reshape(-1)[:count].tolist()
-    texts = (
-        HeldOut("calibration", tuple(seen), begin),
-        next(text for text in material.held_out if text.name == CODE),
-    )
+    code = next(text for text in material.held_out if text.name == CODE)
+    texts = HeldOut("calibration", tuple(seen), begin), code
     with tempfile.TemporaryDirectory() as directory:
-        made = {}
-        for name in ("int4_g32", "int8_g32"):
-            recipe = replace(from_flags("rtn", name, (), calibration), activations="a8_static")
-            made[name] = Path(directory) / name
-            compress(path, recipe, made[name], Material(material.tokens, (), ""))
-        for scheme, weights, activations, scales in SCHEMES:
-            yield _row(path, made[weights], texts, (scheme, weights, activations, scales))
+        for case in cases:
+            if _key(case) in rows:
+                continue
+            made = Path(directory) / case[1]
+            if not made.exists():
+                recipe = from_flags("rtn", case[1], (), calibration)
+                recipe = replace(recipe, activations="a8_static")
+                compress(path, recipe, made, Material(material.tokens, (), ""))
+            begun = process_time()
+            rows.add(_key(case), asdict(_row(path, made, texts, case, timed)))
+            print(_key(case), f"{process_time() - begun:.1f} CPU s", flush=True)
 
 
 def _row(
-    source: Path,
-    artifact: Path,
-    texts: tuple[HeldOut, HeldOut],
-    case: tuple[str, str, ActivationFormat, str],
+    source: Path, artifact: Path, texts: tuple[HeldOut, HeldOut], case: Case, timed: bool
 ) -> Row:
     scheme, weights, activations, scales = case
     config = RuntimeConfig(context=CONTEXT, max_seqs=1, activations=activations)
     executor = _executor(artifact, config)
     with closing(ExecutorScorer(executor, "")) as ours:
-        found = []
-        for text in texts:
-            plain = _executor(source, RuntimeConfig(context=CONTEXT, max_seqs=1))
-            with closing(ExecutorScorer(plain, "")) as base:
-                kl = divergence(ours, base, windows_of(text, CONTEXT)).kl_mean
-                found.append((kl.value, kl.low, kl.high))
+        calibrated, shifted = (_kl(ours, source, text) for text in texts)
         backend = executor.receipt().backend
-    speed = None if only_reference(config) else _speed(source, artifact, config)
-    return Row(scheme, weights, activations, scales, backend, found[0], found[1], speed)
+    native = timed and not only_reference(config)
+    speed = _speed(source, artifact, config) if native else None
+    return Row(scheme, weights, activations, scales, backend, calibrated, shifted, speed)
+
+
+def _kl(ours: ExecutorScorer, source: Path, text: HeldOut) -> Kl:
+    plain = _executor(source, RuntimeConfig(context=CONTEXT, max_seqs=1))
+    with closing(ExecutorScorer(plain, "")) as base:
+        found = divergence(ours, base, windows_of(text, CONTEXT)).kl_mean
+    return found.value, found.low, found.high
 
 
 def _executor(path: Path, config: RuntimeConfig) -> Executor:
@@ -141,7 +178,7 @@ def _speed(source: Path, artifact: Path, config: RuntimeConfig) -> float:
     return statistics.median(ratios)
 
 
-def _words(kl: tuple[float, float, float]) -> str:
+def _words(kl: Sequence[float]) -> str:
     value, low, high = kl
     return f"{value:.5f} ({low:.5f} to {high:.5f})"
 

@@ -50,6 +50,20 @@ def test_time_is_revised_after_two_blocks(tmp_path: Path) -> None:
     assert said == ["first", "0", "1, 30 s left", "2, 27 s left"]
 
 
+def test_stages_of_an_earlier_run_tell_nothing_of_time(tmp_path: Path) -> None:
+    made = planned(tmp_path, from_flags("gptq", "int4_g32"))
+    deep = replace(made.spec, layers=made.spec.layers * 5)
+    ticks = iter([0.0, 0.0, 0.0, 0.0, 3.0, 7.0])
+    watch = Watch(
+        replace(made, spec=deep), 16, clock=lambda: next(ticks),
+        found=frozenset({"first", "0", "1"}),
+    )  # fmt: skip
+    for done, stage in enumerate(["first", "0", "1", "2", "3"], 1):
+        watch(stage, done, 12)
+    # 7 s for blocks 2 and 3, 6 blocks of 3.5 s are left; of the last stage nothing is known
+    assert watch.forecast().predicted_seconds == 7 + 6 * 3.5
+
+
 def test_too_little_memory_is_refused_before_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

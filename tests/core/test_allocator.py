@@ -7,7 +7,7 @@ import platform
 
 import pytest
 
-from octavo.core.allocator import keep_freed_memory
+from octavo.core.allocator import keep_freed_memory, return_freed_memory
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
@@ -18,3 +18,4 @@ def test_glibc_takes_it() -> None:
 def test_a_library_without_the_choice_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     assert not keep_freed_memory()
+    assert not return_freed_memory()

@@ -59,15 +59,19 @@ class ToyBlock:
         return y if added is None else y + added
 
     def mixed(self, x: Tensor) -> Tensor:
-        """The input of o for normed rows x, sequences of LENGTH one after the other."""
+        """The input of o for normed rows x, sequences of LENGTH one after the other, the last of
+        which may be cut."""
+        return torch.cat([self._mixed(x[at : at + LENGTH]) for at in range(0, len(x), LENGTH)])
+
+    def _mixed(self, x: Tensor) -> Tensor:
         a = self.spec.layers[0].attention
         q, k, v = (
-            self.linear(part, x).reshape(-1, LENGTH, n, a.head_dim).transpose(1, 2)
+            self.linear(part, x).reshape(len(x), n, a.head_dim).transpose(0, 1)
             for part, n in (("q", a.heads), ("k", a.kv_heads), ("v", a.kv_heads))
         )
-        k, v = (t.repeat_interleave(a.heads // a.kv_heads, 1) for t in (k, v))
-        scores = (q @ k.mT * a.scale).masked_fill(~torch.ones(LENGTH, LENGTH).tril().bool(), -1e9)
-        return (scores.softmax(-1) @ v).transpose(1, 2).reshape(len(x), -1)
+        k, v = (t.repeat_interleave(a.heads // a.kv_heads, 0) for t in (k, v))
+        scores = (q @ k.mT * a.scale).masked_fill(~torch.ones(len(x), len(x)).tril().bool(), -1e9)
+        return (scores.softmax(-1) @ v).transpose(0, 1).reshape(len(x), -1)
 
     def gated(self, x: Tensor) -> Tensor:
         """The input of down for normed rows x."""

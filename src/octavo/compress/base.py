@@ -86,7 +86,8 @@ class BlockView(Protocol):
     def output(self, inspected: Role, x: Tensor, weights: Mapping[Role, Tensor]) -> Tensor:
         """Output of the module around `inspected` (the attention for q, k, v; the MLP for gate and
         up; the linear itself for o and down) for inputs x [rows, in], with some weights replaced.
-        For attention, x holds whole sequences of equal length, one after the other."""
+        For attention, x holds whole sequences of equal length, one after the other, of which the
+        last may be cut."""
 
 
 class Transform(Protocol):

@@ -145,7 +145,7 @@ class View:
         decoder = BlockDecoder(self.spec, {**self.weights, **weights})
         match inspected.part:
             case "q" | "k" | "v":
-                texts = x.reshape(-1, self.length, x.shape[1]).unbind()
+                texts = pieces(x, self.length)
                 return torch.cat([decoder.attention(self.layer, text) for text in texts])
             case "gate" | "up":
                 return decoder.mlp(self.layer, x, inspected.expert)

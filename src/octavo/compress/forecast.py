@@ -9,6 +9,7 @@ from math import prod
 
 from octavo.compress.base import Needs
 from octavo.compress.plan import FIRST, Plan
+from octavo.core.allocator import return_freed_memory
 from octavo.core.errors import ResourceError
 from octavo.core.hardware import probe, process_memory
 from octavo.spec.decoder import DecoderSpec, LayerSpec, MoeMlp, Role
@@ -50,12 +51,22 @@ def check_memory(need: int) -> None:
 
 
 class Watch:
-    """Times stages as they are finished, and says when all will be: a Progress around another."""
+    """Times stages as they are finished, and says when all will be: a Progress around another.
+
+    found  stages that an earlier run has finished: they take no time, and tell nothing of others
+    """
 
     def __init__(
-        self, plan: Plan, length: int, inner: Progress | None = None, clock: Clock = time.monotonic
+        self,
+        plan: Plan,
+        length: int,
+        inner: Progress | None = None,
+        clock: Clock = time.monotonic,
+        found: frozenset[str] = frozenset(),
     ) -> None:
+        self._found = found
         self._inner, self._clock = inner, clock
+        return_freed_memory()  # what reading the text left is no part of what is needed
         self._before = process_memory().resident
         self._need = predicted_peak(plan, length)
         self._begin = self._last = clock()
@@ -72,11 +83,12 @@ class Watch:
         now = self._clock()
         self._stages[stage], self._last = now - self._last, now
         self._seconds = now - self._begin
-        blocks = [taken for name, taken in self._stages.items() if name.isdigit()]
-        if stage.isdigit() and len(blocks) == _REVISED_AFTER:
+        new = {name: taken for name, taken in self._stages.items() if name not in self._found}
+        blocks = [taken for name, taken in new.items() if name.isdigit()]
+        if stage in new and stage.isdigit() and len(blocks) == _REVISED_AFTER:
             left = total - done - 1  # the last stage is no block
-            later = max(blocks) if min(blocks) == 0 else sum(blocks) / len(blocks)
-            self._predicted = self._seconds + left * later + self._stages.get(FIRST, 0.0)
+            later = sum(blocks) / len(blocks)
+            self._predicted = self._seconds + left * later + new.get(FIRST, 0.0)
         if self._inner:
             self._inner(self._words(stage), done, total)
 
@@ -104,12 +116,13 @@ def _gradients(plan: Plan, length: int) -> int:
 
 
 def _outside(plan: Plan, length: int) -> int:
-    """The embedding or head: read, encoded, decoded, and compared."""
+    """The embedding or head: read, its codes made in parts and put together, decoded."""
     spec, most = plan.spec, 0
     for role in roles(spec):
         if role.layer is None and len(role_shape(spec, role)) == 2:
             values = _FP32 * prod(role_shape(spec, role))
-            copies = 4.25 if role in plan.steps else 2.25
+            step = plan.steps.get(role)
+            copies = 2.25 if step is None else 2.25 + 2 * step.target.bits / 32
             extra = _encoding(plan, role) if plan.needs(role) else 0
             most = max(most, int(copies * values) + extra)
     return most

@@ -76,7 +76,8 @@ def compress(
         with locked(partial(out)):
             work = WorkDirectory(partial(out), _identity(recipe, material, files))
             with _clearing(work):
-                watch = Watch(resolved, _length(material), progress)
+                found = frozenset(name for name in resolved.stages() if work.finished(name))
+                watch = Watch(resolved, _length(material), progress, found=found)
                 check_memory(watch.need)
                 Driver(opened.source, resolved, material.tokens, work).run(watch)
                 forecast = watch.forecast()

@@ -19,3 +19,12 @@ def keep_freed_memory(kept: int = 512 << 20, mapped_from: int = 128 << 20) -> bo
     except (OSError, AttributeError):
         return False
     return bool(mallopt(_M_TRIM_THRESHOLD, kept) and mallopt(_M_MMAP_THRESHOLD, mapped_from))
+
+
+def return_freed_memory() -> bool:
+    """Give what is freed and kept back to the system. False where the C library can't, or has
+    nothing to give."""
+    try:
+        return bool(ctypes.CDLL(None).malloc_trim(0))
+    except (OSError, AttributeError):
+        return False

@@ -162,3 +162,35 @@ def test_readers_of_one_module_count_once() -> None:
 def test_options_are_checked() -> None:
     with pytest.raises(ConfigError, match="points"):
         Awq(points=0)
+    with pytest.raises(ConfigError, match="share"):
+        Awq(share=0.0)
+
+
+@pytest.mark.parametrize("times", [1.0, 20.0, 100.0])
+def test_a_search_on_fewer_samples_finds_as_much(times: float) -> None:
+    """Of what the whole search gains, at least nine tenths; and never worse than no scaling."""
+    X, W = planted(times, 1)
+    target, stats = NumberFormat.parse("int3_g128_asym"), {DOWN: stats_from(X)}
+    edge = FoldEdge(UP, (DOWN,))
+    whole, part = (
+        loss_of(
+            Awq(share=share).best(edge, Linear(W), stats, target).scale, Linear(W), stats, target
+        )
+        for share in (1.0, 0.125)
+    )
+    plain = loss_of(torch.ones(256), Linear(W), stats, target)
+    assert whole <= part <= plain
+    assert plain - part >= 0.9 * (plain - whole)
+
+
+def test_all_points_are_compared_on_a_share_of_the_samples_and_four_on_all() -> None:
+    X, W = planted(50.0, 2)
+    seen: list[int] = []
+
+    class Counting(Linear):
+        def output(self, inspected: Role, x: Tensor, weights: Mapping[Role, Tensor]) -> Tensor:
+            seen.append(len(x))
+            return x @ weights.get(inspected, self.w).T
+
+    Awq().best(FoldEdge(UP, (DOWN,)), Counting(W), {DOWN: stats_from(X)}, INT3)
+    assert seen == [32] * (1 + 19) + [256] * (1 + 4)

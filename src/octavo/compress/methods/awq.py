@@ -10,7 +10,7 @@ The second half of the method, clipping, is `awq_clip.py`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import ClassVar
 
@@ -25,6 +25,7 @@ from octavo.formats.rtn import fake_quantize
 from octavo.spec.decoder import Part, Role
 from octavo.spec.graph import FoldEdge, fold_edges
 
+_FINALISTS = 4
 _INSPECTED: Mapping[Part, Part] = MappingProxyType({"k": "q", "v": "q", "up": "gate"})
 
 
@@ -36,6 +37,8 @@ class Awq:
 
     points   of the grid alpha = 0, 1 / points, ... below 1. Alpha = 0 is rounding without scales:
              on the calibration samples the result is never worse.
+    share    of the samples on which all points are compared; the best three and alpha = 0 are then
+             compared on all of them. 1: all points on all samples, as the authors do.
     """
 
     needs: ClassVar[Needs] = Needs.MEAN_ABS | Needs.SAMPLES
@@ -47,10 +50,13 @@ class Awq:
     )  # fmt: skip
 
     points: int = 20
+    share: float = 0.125
 
     def __post_init__(self) -> None:
         if self.points < 1:
             raise ConfigError(f"awq: points is {self.points}; it must be at least 1")
+        if not 0 < self.share <= 1:
+            raise ConfigError(f"awq: share is {self.share:g}; it must be above 0, up to 1")
 
     def plan(
         self, block: BlockView, stats: Mapping[Role, LinearStats], target: NumberFormat
@@ -71,9 +77,11 @@ class Awq:
         seen = {role: stats[role] for role in edge.targets if role in stats}
         s_X = shared(edge, mean_abs(list(seen.values())))
         scales = [self.scale(s_X, i / self.points) for i in range(self.points)]
-        wanted = outputs(block, seen, {})
-        losses = [loss(s, block, seen, target, wanted) for s in scales]
-        return ScaleFold(edge.source, edge.targets, scales[losses.index(min(losses))])
+        if self.share < 1 and len(scales) > _FINALISTS:
+            few = {role: fewer(found, self.share) for role, found in seen.items()}
+            chosen = sorted(least(scales[1:], block, few, target)[: _FINALISTS - 1])
+            scales = [scales[0], *(scales[1 + i] for i in chosen)]
+        return ScaleFold(edge.source, edge.targets, scales[least(scales, block, seen, target)[0]])
 
     def scale(self, s_X: Tensor, alpha: float) -> Tensor:
         """s_X^alpha, its extremes centred on 1."""
@@ -94,6 +102,24 @@ def shared(edge: FoldEdge, s_X: Tensor) -> Tensor:
         return s_X
     heads = s_X.reshape(-1, edge.repeat, edge.block)
     return heads.mean(1, keepdim=True).expand_as(heads).reshape(-1)
+
+
+def fewer(stats: LinearStats, share: float) -> LinearStats:
+    """The first of the samples: what attention gives them does not depend on the others."""
+    x = stats.samples
+    return stats if x is None else replace(stats, samples=x[: max(1, round(share * len(x)))])
+
+
+def least(
+    scales: Sequence[Tensor],
+    block: BlockView,
+    stats: Mapping[Role, LinearStats],
+    target: NumberFormat,
+) -> list[int]:
+    """Their places by loss, the least first; of equal ones the earlier."""
+    wanted = outputs(block, stats, {})
+    losses = [loss(s, block, stats, target, wanted) for s in scales]
+    return sorted(range(len(scales)), key=losses.__getitem__)
 
 
 def outputs(
