@@ -49,14 +49,14 @@ def main() -> None:
 
 
 def plans() -> dict[str, dict[str, str]]:
-    """Every format with every activation format that a backend may offer it."""
+    """Every format with every activation format that a backend may offer it; a8_static takes an
+    artifact's calibration."""
     from typing import get_args
 
     from octavo.backends.base import REFERENCE_ONLY, ActivationFormat
 
-    offered = [
-        name for name in get_args(ActivationFormat) if name not in ("auto", "a32", *REFERENCE_ONLY)
-    ]
+    left_out = ("auto", "a32", "a8_static", *REFERENCE_ONLY)
+    offered = [name for name in get_args(ActivationFormat) if name not in left_out]
     return {
         f"{number_format} {activations}": {"format": number_format, "activations": activations}
         for number_format in FORMATS

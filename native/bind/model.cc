@@ -183,13 +183,23 @@ void bind_weight(nb::module_& m) {
 }
 
 void bind_descriptions(nb::module_& m) {
+  nb::enum_<ActScale>(m, "ActScale")
+      .value("GROUP", ActScale::kGroup)
+      .value("TOKEN", ActScale::kToken)
+      .value("TENSOR", ActScale::kTensor)
+      .value("STATIC", ActScale::kStatic)
+      .value("OUTLIERS", ActScale::kOutliers);
   nb::enum_<MlpAct>(m, "MlpAct").value("SILU", MlpAct::kSilu).value("GELU_TANH", MlpAct::kGeluTanh);
   nb::enum_<KvFormat>(m, "KvFormat")
       .value("BF16", KvFormat::kBf16)
       .value("F32", KvFormat::kF32)
       .value("F16", KvFormat::kF16)
       .value("INT8", KvFormat::kInt8)
-      .value("INT4", KvFormat::kInt4);
+      .value("INT4", KvFormat::kInt4)
+      .value("KIVI2", KvFormat::kKivi2)
+      .value("KIVI4", KvFormat::kKivi4)
+      .value("E4M3", KvFormat::kE4m3)
+      .value("E5M2", KvFormat::kE5m2);
   nb::class_<LayerDesc>(m, "LayerDesc")
       .def(nb::init<>())
       .def_rw("heads", &LayerDesc::heads)
@@ -201,6 +211,7 @@ void bind_descriptions(nb::module_& m) {
       .def_rw("window", &LayerDesc::window)
       .def_rw("rope", &LayerDesc::rope)
       .def_rw("kv_group", &LayerDesc::kv_group)
+      .def_rw("recent_group", &LayerDesc::recent_group)
       .def_rw("activation", &LayerDesc::activation)
       .def(
           "set_vector",
@@ -210,10 +221,10 @@ void bind_descriptions(nb::module_& m) {
           "part"_a, "values"_a)
       .def(
           "set_weight",
-          [](LayerDesc& layer, const std::string& part, std::shared_ptr<Weight> weight, Act act) {
-            layer.weights[part] = {std::move(weight), act};
-          },
-          "part"_a, "weight"_a, "act"_a);
+          [](LayerDesc& layer, const std::string& part, std::shared_ptr<Weight> weight, Act act,
+             ActScale scale,
+             float peak) { layer.weights[part] = {std::move(weight), act, scale, peak}; },
+          "part"_a, "weight"_a, "act"_a, "scale"_a = ActScale::kGroup, "peak"_a = 0.0F);
   nb::class_<ModelDesc>(m, "ModelDesc")
       .def(nb::init<>())
       .def_rw("hidden", &ModelDesc::hidden)
@@ -224,22 +235,19 @@ void bind_descriptions(nb::module_& m) {
       .def_rw("embed", &ModelDesc::embed)
       .def(
           "set_head",
-          [](ModelDesc& model, std::shared_ptr<Weight> weight, Act act) {
-            model.head = {std::move(weight), act};
-          },
-          "weight"_a, "act"_a)
+          [](ModelDesc& model, std::shared_ptr<Weight> weight, Act act, ActScale scale,
+             float peak) { model.head = {std::move(weight), act, scale, peak}; },
+          "weight"_a, "act"_a, "scale"_a = ActScale::kGroup, "peak"_a = 0.0F)
       .def(
           "set_embed_up",
-          [](ModelDesc& model, std::shared_ptr<Weight> weight, Act act) {
-            model.embed_up = {std::move(weight), act};
-          },
-          "weight"_a, "act"_a)
+          [](ModelDesc& model, std::shared_ptr<Weight> weight, Act act, ActScale scale,
+             float peak) { model.embed_up = {std::move(weight), act, scale, peak}; },
+          "weight"_a, "act"_a, "scale"_a = ActScale::kGroup, "peak"_a = 0.0F)
       .def(
           "set_head_down",
-          [](ModelDesc& model, std::shared_ptr<Weight> weight, Act act) {
-            model.head_down = {std::move(weight), act};
-          },
-          "weight"_a, "act"_a)
+          [](ModelDesc& model, std::shared_ptr<Weight> weight, Act act, ActScale scale,
+             float peak) { model.head_down = {std::move(weight), act, scale, peak}; },
+          "weight"_a, "act"_a, "scale"_a = ActScale::kGroup, "peak"_a = 0.0F)
       .def(
           "set_final_norm",
           [](ModelDesc& model, const In<float, 1>& values) { model.final_norm = floats(values); },

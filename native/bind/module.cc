@@ -29,6 +29,7 @@ void bind_probe(nb::module_& m);         // bind/probe.cc
 void bind_trellis(nb::module_& m);       // bind/trellis.cc
 void bind_testing(nb::module_& m);       // bind/testing.cc
 void bind_exec_testing(nb::module_& m);  // bind/exec_testing.cc
+void bind_kv_testing(nb::module_& m);    // bind/kv_testing.cc
 
 namespace {
 
@@ -196,4 +197,5 @@ NB_MODULE(_native, m) {
   nb::module_ testing = m.def_submodule("testing", "Single kernels and parts, for tests.");
   bind_testing(testing);
   bind_exec_testing(testing);
+  bind_kv_testing(testing);
 }

@@ -18,6 +18,7 @@
 #include <tuple>
 #include <vector>
 
+#include "bind/testing.h"
 #include "codecs/half.h"
 #include "core/cpu.h"
 #include "core/types.h"
@@ -30,6 +31,7 @@ void bind_testing(nb::module_& m);
 
 namespace {
 
+using namespace octavo::testing;
 using octavo::Act;
 using octavo::ActView;
 using octavo::AffineRows;
@@ -38,64 +40,6 @@ using octavo::KernelTable;
 using octavo::PackedWeight;
 using octavo::PackPlan;
 using octavo::Scaling;
-
-template <class T>
-using In = nb::ndarray<const T, nb::c_contig, nb::device::cpu>;
-template <class T>
-using Out = nb::ndarray<nb::numpy, T, nb::c_contig>;
-
-// An array that numpy owns.
-template <class T>
-Out<T> give(std::vector<T> values, std::vector<size_t> shape) {
-  auto* held = new std::vector<T>(std::move(values));
-  nb::capsule owner(held, [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
-  return Out<T>(held->data(), shape.size(), shape.data(), owner);
-}
-
-constexpr size_t kGuard = 64;  // sentinel elements on each side
-
-// A 64-byte aligned buffer between sentinels.
-template <class T>
-class Guarded {
- public:
-  explicit Guarded(size_t n) : n_(n), bytes_(pad() + n * sizeof(T) + pad()) {
-    raw_ = static_cast<uint8_t*>(::operator new(bytes_, std::align_val_t{64}));
-    std::memset(raw_, kSentinel, bytes_);
-  }
-  ~Guarded() { ::operator delete(raw_, std::align_val_t{64}); }
-  Guarded(const Guarded&) = delete;
-  Guarded& operator=(const Guarded&) = delete;
-
-  T* data() { return reinterpret_cast<T*>(raw_ + pad()); }
-  void fill(const T* from) { std::memcpy(data(), from, n_ * sizeof(T)); }
-  bool untouched(size_t i) {  // element i still holds the sentinel
-    const uint8_t* p = raw_ + pad() + i * sizeof(T);
-    for (size_t b = 0; b < sizeof(T); ++b) {
-      if (p[b] != kSentinel) return false;
-    }
-    return true;
-  }
-  std::vector<T> take() {
-    for (size_t b = 0; b < bytes_; ++b) {
-      const bool inside = b >= pad() && b < pad() + n_ * sizeof(T);
-      if (!inside && raw_[b] != kSentinel) throw std::runtime_error("wrote outside its buffer");
-    }
-    return std::vector<T>(data(), data() + n_);
-  }
-
- private:
-  static constexpr uint8_t kSentinel = 0xa5;
-  static constexpr size_t pad() { return kGuard * 8; }
-  size_t n_, bytes_;
-  uint8_t* raw_ = nullptr;
-};
-
-const KernelTable& table_of(const std::string& isa) {
-  const char* error = nullptr;
-  const KernelTable* table = octavo::kernels_for(isa.c_str(), &error);
-  if (!table) throw std::invalid_argument(error);
-  return *table;
-}
 
 // In the order of Code.
 constexpr const char* kCodeNames[] = {"two", "three",         "nibble",     "five",
@@ -354,6 +298,21 @@ std::tuple<Out<int8_t>, Out<float>, Out<int32_t>> quantize_a8(const std::string&
   return {give(q.take(), {n}), give(scale.take(), {groups}), give(sum.take(), {n / 32})};
 }
 
+std::tuple<Out<int8_t>, Out<float>, Out<int32_t>> quantize_int8(const std::string& isa, In<float> x,
+                                                                int k_pad, int group, float amax) {
+  const size_t n = static_cast<size_t>(k_pad), groups = static_cast<size_t>(k_pad / group);
+  Guarded<int8_t> q(n);
+  Guarded<float> scale(groups);
+  Guarded<int32_t> sum(n / 32);
+  table_of(isa).quantize_int8(x.data(), static_cast<int>(x.size()), k_pad, group, amax, q.data(),
+                              scale.data(), sum.data());
+  return {give(q.take(), {n}), give(scale.take(), {groups}), give(sum.take(), {n / 32})};
+}
+
+float peak(const std::string& isa, In<float> x) {
+  return table_of(isa).peak(x.data(), static_cast<int>(x.size()));
+}
+
 // hi and lo [2, k_pad], scales, sums [2, k_pad / 32].
 std::tuple<Out<int8_t>, Out<float>, Out<int32_t>> quantize_a16(const std::string& isa, In<float> x,
                                                                int k_pad, int group) {
@@ -415,93 +374,6 @@ std::tuple<int, float> argmax(const std::string& isa, In<float> x) {
 
 double sum_exp(const std::string& isa, In<float> x, float max, float inv_temperature) {
   return table_of(isa).sum_exp(x.data(), static_cast<int>(x.size()), max, inv_temperature);
-}
-
-// ---- attention ----
-
-octavo::KvFormat kv_format_of(const std::string& name) {
-  constexpr std::pair<const char*, octavo::KvFormat> kFormats[] = {
-      {"bf16", octavo::KvFormat::kBf16},
-      {"f32", octavo::KvFormat::kF32},
-      {"f16", octavo::KvFormat::kF16},
-      {"int8", octavo::KvFormat::kInt8},
-      {"int4", octavo::KvFormat::kInt4}};
-  for (const auto& [known, format] : kFormats) {
-    if (name == known) return format;
-  }
-  throw std::invalid_argument("no such KV format: " + name);
-}
-
-// Pages of one layer: `blocks` blocks, all K and V NaN until written.
-struct Pages {
-  octavo::KvLayerView view;
-  std::unique_ptr<Guarded<uint8_t>> data;
-
-  Pages(int blocks, int block_size, int kv_heads, int head_dim, const std::string& format) {
-    view.format = kv_format_of(format);
-    view.block_size = block_size;
-    view.kv_heads = kv_heads;
-    view.head_dim = head_dim;
-    octavo::kv_lay_out(&view, blocks);
-    const auto bytes = static_cast<size_t>(view.head_stride_k * kv_heads);
-    data = std::make_unique<Guarded<uint8_t>>(bytes);
-    std::memset(data->data(), 0xff, bytes);
-    view.base = data->data();
-  }
-};
-
-// How many values the format could not hold.
-int kv_write(const std::string& isa, Pages& pages, int block, int slot, In<float> k, In<float> v) {
-  const int lost = table_of(isa).kv_write(pages.view, block, slot, k.data(), v.data());
-  static_cast<void>(pages.data->take());
-  return lost;
-}
-
-nb::bytes page_bytes(Pages& pages) {
-  const std::vector<uint8_t> all = pages.data->take();
-  return nb::bytes(reinterpret_cast<const char*>(all.data()), all.size());
-}
-
-using Split = std::tuple<Out<float>, Out<float>, Out<float>>;
-
-// One split: q [n_q, head_dim] of `kv_head`, positions [n_q] -> (o, m, l).
-Split attention(const std::string& isa, Pages& pages, In<int32_t> table, In<float> q,
-                In<int32_t> pos, std::tuple<int, int, int, int> head_key0_key1_window, float scale,
-                float softcap) {
-  const size_t n = q.shape(0), dim = q.shape(1);
-  const auto [head, key0, key1, window] = head_key0_key1_window;
-  const int64_t room =
-      octavo::attention_scratch(static_cast<int64_t>(n), key1 - key0, static_cast<int64_t>(dim));
-  Guarded<float> o(n * dim), m(n), l(n), scratch(static_cast<size_t>(room));
-  octavo::AttentionArgs a = {};
-  a.kv = pages.view;
-  a.block_table = table.data();
-  a.kv_head = head;
-  a.n_q = static_cast<int>(n);
-  a.key0 = key0;
-  a.key1 = key1;
-  a.window = window;
-  a.q = q.data();
-  a.q_stride = static_cast<int64_t>(dim);
-  a.pos = pos.data();
-  a.scale = scale;
-  a.softcap = softcap;
-  a.o = o.data();
-  a.o_stride = static_cast<int64_t>(dim);
-  a.m = m.data();
-  a.l = l.data();
-  a.scratch = scratch.data();
-  table_of(isa).attention(a);
-  static_cast<void>(scratch.take());
-  return {give(o.take(), {n, dim}), give(m.take(), {n}), give(l.take(), {n})};
-}
-
-Out<float> attention_merge(const std::string& isa, In<float> o, In<float> m, In<float> l) {
-  const size_t dim = o.shape(1);
-  Guarded<float> out(dim);
-  table_of(isa).attention_merge(o.data(), static_cast<int64_t>(dim), m.data(), l.data(),
-                                static_cast<int>(o.shape(0)), static_cast<int>(dim), out.data());
-  return give(out.take(), {dim});
 }
 
 // ---- codecs ----
@@ -571,6 +443,8 @@ void bind_testing(nb::module_& m) {
         nb::arg("p0"), nb::arg("p1"), nb::arg("rows").none() = nb::none());
   m.def("rms_norm", &rms_norm, nb::arg("isa"), nb::arg("x"), nb::arg("w").none(), nb::arg("eps"));
   m.def("quantize_a8", &quantize_a8);
+  m.def("quantize_int8", &quantize_int8);
+  m.def("peak", &peak);
   m.def("quantize_a16", &quantize_a16);
   m.def("peaked", &peaked);
   m.def("round_bf16", &round_bf16);
@@ -581,12 +455,6 @@ void bind_testing(nb::module_& m) {
   m.def("act_mul", &act_mul);
   m.def("argmax", &argmax);
   m.def("sum_exp", &sum_exp);
-  nb::class_<Pages>(m, "Pages")
-      .def(nb::init<int, int, int, int, const std::string&>())
-      .def("raw", &page_bytes);
-  m.def("kv_write", &kv_write);
-  m.def("attention", &attention);
-  m.def("attention_merge", &attention_merge);
   m.def("gguf_dequantize", &gguf_dequantize);
   m.def("gguf_row_bytes", &octavo::gguf_row_bytes);
   m.def("encode_rtn", &encode_rtn);

@@ -156,21 +156,32 @@ static inline int a8_group_for(int weight_group, int k_pad) {
   return (weight_group % 64 == 0 || weight_group >= k_pad) && k_pad % 64 == 0 ? 64 : 32;
 }
 
-enum class KvFormat : uint8_t { kBf16, kF32, kF16, kInt8, kInt4 };
+enum class KvFormat : uint8_t { kBf16, kF32, kF16, kInt8, kInt4, kKivi2, kKivi4, kE4m3, kE5m2 };
+static inline constexpr bool is_fp8(KvFormat format) {
+  return format == KvFormat::kE4m3 || format == KvFormat::kE5m2;
+}
+static inline constexpr bool is_kivi(KvFormat format) {
+  return format == KvFormat::kKivi2 || format == KvFormat::kKivi4;
+}
+static inline constexpr int kivi_bits(KvFormat format) {
+  return format == KvFormat::kKivi2 ? 2 : 4;
+}
 
-constexpr int kKvGroup = 32;    // head elements that share a scale of int4
-constexpr int kMaxKvDim = 512;  // of the integer formats: their sums of products fit in int32
+constexpr int kKvGroup = 32;      // head elements that share a scale of int4
+constexpr int kKiviGroup = 32;    // tokens of a key's channel, channels of a token's value
+constexpr int kKiviWindow = 128;  // youngest tokens that a query of KIVI reads in bf16
+constexpr int kMaxKvDim = 512;    // of the integer formats: their sums of products fit in int32
 
 // One layer's paged K and V. K of head h in block b lies at base + b * block_stride + h *
 // head_stride_k, its V at base + v_offset + b * block_stride + h * head_stride_v. Strides in bytes.
 //   K of a block, per kv head: bf16 [head_dim / 2][block_size][2], f32 and f16 [head_dim]
-//     [block_size], int8 [head_dim / 4][block_size][4] (code + 128), int4 [head_dim / 8]
+//     [block_size], fp8 and int8 [head_dim / 4][block_size][4] (code + 128), int4 [head_dim / 8]
 //     [block_size][4]: low nibble of byte c = code[8i + c], high nibble = code[8i + 4 + c]
 //   V of a block, per kv head: [block_size][head_dim]; int4 [block_size][head_dim / 2]: in a group
 //     of 32, low nibble of byte i = code[i], high nibble = code[16 + i]
 // so that a register of 16 lanes holds 16 tokens of K, or 16 elements of V. The codes of K and of V
 // are each followed by bf16 scales: int8 [block_size], int4 [head_dim / 32][block_size].
-// block_size % 16 == 0; head_dim is even (int8: % 16 == 0, int4: % 32 == 0).
+// block_size % 16 == 0; head_dim is even (int8, fp8: % 16 == 0, int4: % 32 == 0).
 //
 // int8: s = absmax / 127 rounded up to bf16, code = rint(x * (1 / s)). int4: s = x of the largest
 // absolute value (the negative one if both signs have it) / -8, rounded to bf16, over each group;
@@ -179,6 +190,19 @@ constexpr int kMaxKvDim = 512;  // of the integer formats: their sums of product
 // blocks of the largest power of two that divides head_dim: q . k = (H q) . (H k / n), and
 // o = H (sum p H v / n). Queries of the integer formats are H q in 16 bits: s = absmax / 32512,
 // rint(x * (32512 / absmax)); their products with K are exact in int32 per scale of K.
+//
+// KIVI has two views of a layer, with tables of their own: one of its format for what is old, one
+// of bf16 for what is recent. block_size % 32 == 0, head_dim % 32 == 0. Codes (2 or 4 bits, `per` =
+// 32 / bits of them in a word):
+//   K  [block_size / 16][head_dim / per][16 tokens] words, channel d at bits * (d % per) of its
+//      word; then fp16 [block_size / 32][step, least][head_dim]
+//   V  [block_size][head_dim * bits / 8] as int4; of 2 bits words, channel d at 2 * (d % 16) of
+//   word
+//      d / 16; then fp16 [head_dim / 32][step, least][block_size]
+// least = min, step = (max - least) / (2^bits - 1) over a group, both fp16; code = rint((x - least)
+// / step) within the codes, x as bf16 holds it; read as fl(least + step * code). Query i reads
+// value j so if j <= i - 128, key j if the end of its group of 32 tokens is: 32 (j / 32) + 32 <= i
+// - 127.
 struct KvLayerView {
   uint8_t* base = nullptr;
   int64_t block_stride = 0, v_offset = 0, head_stride_k = 0, head_stride_v = 0;
@@ -190,11 +214,13 @@ struct KvLayerView {
 static inline int64_t kv_code_bytes(KvFormat format, int head_dim, int block_size) {
   const int64_t n = static_cast<int64_t>(head_dim) * block_size;
   if (format == KvFormat::kF32) return 4 * n;
-  if (format == KvFormat::kInt8) return n;
+  if (format == KvFormat::kInt8 || is_fp8(format)) return n;
+  if (is_kivi(format)) return n * kivi_bits(format) / 8;
   return format == KvFormat::kInt4 ? n / 2 : 2 * n;
 }
 static inline int64_t kv_scale_bytes(KvFormat format, int head_dim, int block_size) {
   if (format == KvFormat::kInt8) return 2 * static_cast<int64_t>(block_size);
+  if (is_kivi(format)) return 4 * static_cast<int64_t>(block_size) * (head_dim / kKiviGroup);
   if (format != KvFormat::kInt4) return 0;
   return 2 * static_cast<int64_t>(block_size) * (head_dim / kKvGroup);
 }

@@ -30,6 +30,21 @@ void Step::plan_tiles() {
   for (std::atomic<int>& next : next_item_) next.store(0, std::memory_order_relaxed);
 }
 
+// KIVI: codes of the keys of every group that this step has filled, once all of them stand.
+bool Step::encode_keys(int t, const Layer& layer) {
+  if (full_groups_.empty()) return true;
+  const int heads = layer.kv_heads, size = layer.kv.block_size;
+  const int items = static_cast<int>(full_groups_.size()) * heads;
+  for (int i = part(items, t); i < part(items, t + 1); ++i) {
+    const int row = full_groups_[static_cast<size_t>(i / heads)];
+    const int seq = seq_of_row_[static_cast<size_t>(row)], position = a_.position[row];
+    k_.kivi_keys(layer.kv, table(seq, layer.kv_group)[position / size], layer.recent,
+                 table(seq, layer.recent_group)[position / size],
+                 position % size - (kKiviGroup - 1), i % heads);
+  }
+  return barrier(t, Stage::kQkv);
+}
+
 bool Step::attention(int t, const Layer& layer, int index) {
   std::atomic<int>& next = next_item_[static_cast<size_t>(index)];
   const int heads = layer.kv_heads, splits = share_splits_ ? max_splits_ : 1;
@@ -119,6 +134,8 @@ void Step::attend_split(int t, const Layer& layer, const Item& item, const KeysA
   AttentionArgs args;
   args.kv = layer.kv;
   args.block_table = table(tile.seq, layer.kv_group);
+  args.recent = layer.recent;
+  args.recent_table = layer.recent_group < 0 ? nullptr : table(tile.seq, layer.recent_group);
   args.kv_head = item.kv_head;
   args.n_q = tile.rows * group;
   args.key0 = key0;

@@ -46,6 +46,7 @@ bool Step::head_group(int t, size_t first, size_t count) {
     if (factored) thin(t, plan_.head_down, w.row, w.thin);
     prepare_row(factored ? w.thin : w.row, plan_.head_in, few() ? w.act : act_, i);
   }
+  if (!finish_tensor(t, plan_.head_in, few() ? w.act : act_, i0, i1)) return false;
   if (!few() && !barrier(t, Stage::kHead)) return false;
   sort_rows(t, plan_.head_in, n);
   if ((needs & kNeedsLogits) == 0) return true;

@@ -14,7 +14,12 @@ class KvCache {
   // Throws std::bad_alloc when the address space is exhausted.
   KvCache(const ModelDesc& model, const RuntimeDesc& runtime);
 
-  const KvLayerView& layer(int index) const { return layers_[static_cast<size_t>(index)]; }
+  const KvLayerView& layer(int index) const { return views_[static_cast<size_t>(index)].kv; }
+  // KIVI: what a layer holds in bf16; else nothing.
+  KvLayerView recent(int index) const {
+    const size_t at = recent_from_ + static_cast<size_t>(index);
+    return at < views_.size() ? views_[at].kv : KvLayerView{};
+  }
   int groups() const { return static_cast<int>(blocks_.size()); }
   int blocks(int group) const { return blocks_[static_cast<size_t>(group)]; }
 
@@ -34,9 +39,15 @@ class KvCache {
   void write(int group, const std::vector<int32_t>& blocks, const uint8_t* in);
 
  private:
+  struct View {
+    KvLayerView kv;
+    int group;
+  };
+  void add(const LayerDesc& layer, const RuntimeDesc& runtime, int group, KvFormat format);
+
   Arena arena_;
-  std::vector<KvLayerView> layers_;
-  std::vector<int> group_of_layer_;
+  std::vector<View> views_;  // of all layers, then KIVI's of bf16
+  size_t recent_from_;
   std::vector<int> blocks_;
   int not_condensed_ = 0;  // tokens
   size_t looked_at_ = 0;   // bytes of the arena, in the look that goes on

@@ -12,9 +12,17 @@
 
 namespace octavo {
 
+// What shares a scale of kA8: a group of inputs; or the row, whose amax is its own (kToken), that
+// of all rows multiplied at once (kTensor), or `peak` (kStatic). kOutliers is kToken without the
+// inputs beyond kOutlier, which are multiplied in fp32 (LLM.int8(), arXiv 2208.07339, row by row).
+enum class ActScale : uint8_t { kGroup, kToken, kTensor, kStatic, kOutliers };
+constexpr float kOutlier = 6;
+
 struct NamedWeight {
   std::shared_ptr<Weight> weight;
   Act act = Act::kA8;
+  ActScale scale = ActScale::kGroup;
+  float peak = 0;
 };
 
 struct RopeTable {
@@ -26,8 +34,9 @@ struct LayerDesc {
   int heads = 0, kv_heads = 0, head_dim = 0, intermediate = 0;
   float scale = 1, softcap = 0;
   int window = 0;
-  int rope = 0;      // index of ModelDesc::ropes
-  int kv_group = 0;  // index of the KV group
+  int rope = 0;           // index of ModelDesc::ropes
+  int kv_group = 0;       // index of the KV group
+  int recent_group = -1;  // of KIVI's keys and values in bf16; -1: the format has none
   MlpAct activation = MlpAct::kSilu;
   std::map<std::string, std::vector<float>> vectors;
   std::map<std::string, NamedWeight> weights;

@@ -13,7 +13,8 @@ namespace {
 
 std::string shape(int n, int k) { return "[" + std::to_string(n) + ", " + std::to_string(k) + "]"; }
 
-Form form_of(Act act, int a8_group) {
+Form form_of(Act act, ActScale scale, int a8_group) {
+  if (scale != ActScale::kGroup) return a8_group == 64 ? kFormInt8g64 : kFormInt8g32;
   if (act == Act::kBf16) return kFormBf16;
   if (act == Act::kF32) return kFormF32;
   const bool wide = a8_group == 64;
@@ -65,14 +66,21 @@ class Planner {
     if (kernel == nullptr || (mixed && wide == nullptr))
       fail(layer, part, "no kernel serves this weight and activation format");
     linear.run = kernel->run;
-    if (wide != nullptr) linear.run_wide = wide->run;
-    plan_.whole_rows |= mixed || named.act == Act::kA16;
+    if (mixed) linear.run_wide = wide->run;
+    if (named.scale == ActScale::kOutliers) {
+      wide = select_linear(*plan_.table, linear.w, Act::kF32);
+      if (wide == nullptr) fail(layer, part, "no kernel multiplies this weight in fp32");
+      linear.run_outliers = wide->run;
+    }
+    linear.scale = named.scale;
+    linear.peak = named.peak;
+    plan_.whole_rows |= mixed || named.act == Act::kA16 || named.scale != ActScale::kGroup;
     linear.a8_group = a8_group_for(linear.w.group, linear.w.k_pad);
-    linear.form = form_of(named.act, linear.a8_group);
+    linear.form = form_of(named.act, named.scale, linear.a8_group);
     const bool fast = kernel->fast && (wide == nullptr || wide->fast);
-    const std::string name = std::string(kernel->name) + (mixed ? " + " : "");
+    const std::string name = std::string(kernel->name) + (wide == nullptr ? "" : " + ");
     plan_.lines.push_back(
-        {layer, part, mixed ? name + wide->name : name, fast, named.weight->bytes(), 0});
+        {layer, part, wide == nullptr ? name : name + wide->name, fast, named.weight->bytes(), 0});
     plan_.max_k_pad = std::max(plan_.max_k_pad, linear.w.k_pad);
     return linear;
   }
@@ -108,11 +116,23 @@ class Planner {
         fail(index, stage, "weights that share an input are padded differently");
       in.k = linear->w.k;
       in.k_pad = linear->w.k_pad;
+      scale_input(index, stage, *linear, in);
     }
+    if ((in.forms & kFormSplit) != 0 && (in.forms & kFormF32) != 0)
+      fail(index, stage, "a32 beside scales of a step or outliers: use one of them for all");
     in.index = plan_.n_inputs++;
     for (size_t i = 1; i <= linears.size(); ++i)
       plan_.lines[plan_.lines.size() - i].input = in.index;
     return in;
+  }
+
+  static void scale_input(int index, const std::string& stage, const Linear& linear, Input& in) {
+    if (linear.scale == ActScale::kGroup) return;
+    if (in.scale != ActScale::kGroup && (in.scale != linear.scale || in.peak != linear.peak))
+      fail(index, stage, "weights that share an input take different scales of it");
+    in.scale = linear.scale;
+    in.peak = linear.peak;
+    if (in.scale == ActScale::kTensor || in.scale == ActScale::kOutliers) in.forms |= kFormSplit;
   }
 
   void layer(int index) {
@@ -125,6 +145,7 @@ class Planner {
     attention(index, desc, out);
     mlp(index, desc, out);
     out.kv = cache_.layer(index);
+    out.recent = cache_.recent(index);
     plan_.max_heads = std::max(plan_.max_heads, desc.heads);
     plan_.max_head_dim = std::max(plan_.max_head_dim, desc.head_dim);
     plan_.max_group_heads = std::max(plan_.max_group_heads, desc.heads / desc.kv_heads);
@@ -141,6 +162,7 @@ class Planner {
     out.head_dim = desc.head_dim;
     out.window = desc.window;
     out.kv_group = desc.kv_group;
+    out.recent_group = desc.recent_group;
     out.scale = desc.scale;
     out.softcap = desc.softcap;
     out.q = linear(index, "q", q, plan_.hidden);

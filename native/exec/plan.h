@@ -14,7 +14,9 @@ namespace octavo {
 constexpr int kMaxGroupHeads = 64;  // query heads of one kv head
 
 // The forms in which a stage's linears want their input, as bits of a mask.
-// The first six are 8 or 16 bits, or either of them by row, over groups of 32 or 64 inputs.
+// The first six are 8 or 16 bits, or either of them by row, over groups of 32 or 64 inputs;
+// kFormInt8* 8 bits with one scale a row, in as many groups; kFormSplit keeps fp32 rows for the
+// scales of kTensor and the outliers of kOutliers.
 enum Form : uint32_t {
   kFormA8g32 = 1,
   kFormA8g64 = 2,
@@ -23,14 +25,20 @@ enum Form : uint32_t {
   kFormMixedG32 = 16,
   kFormMixedG64 = 32,
   kFormBf16 = 64,
-  kFormF32 = 128
+  kFormF32 = 128,
+  kFormInt8g32 = 256,
+  kFormInt8g64 = 512,
+  kFormSplit = 1024
 };
 
 struct Linear {
   PackedWeight w;
   LinearFn run = nullptr;
-  LinearFn run_wide = nullptr;  // a8a16: for the rows in 16 bits
+  LinearFn run_wide = nullptr;      // a8a16: for the rows in 16 bits
+  LinearFn run_outliers = nullptr;  // kOutliers: for the inputs in fp32
   Form form = kFormF32;
+  ActScale scale = ActScale::kGroup;
+  float peak = 0;  // kStatic
   int a8_group = 32;
   int column = 0;               // first output column in the stage's row
   const float* bias = nullptr;  // [n]
@@ -39,6 +47,8 @@ struct Linear {
 // Linears that share an input of k values.
 struct Input {
   uint32_t forms = 0;
+  ActScale scale = ActScale::kGroup;
+  float peak = 0;
   int k = 0, k_pad = 0;
   int index = 0;  // among the inputs of the plan
 };
@@ -60,8 +70,9 @@ struct Layer {
   const float *cos, *sin;                                              // [positions][half]
   int rope_half;
   int heads, kv_heads, head_dim, window, kv_group;
+  int recent_group;  // KIVI: of `recent`
   float scale, softcap;
-  KvLayerView kv;
+  KvLayerView kv, recent;
   Input attn_in, o_in, mlp_in, down_in;
   Linear q, k, v, o, gate, up, down;
   MlpAct activation;
@@ -83,7 +94,8 @@ struct Plan {
   float norm_eps = 0, embed_scale = 1, softcap = 0;
   float wide_ratio = 0;  // a8a16: rows whose maximum over RMS is larger take 16 bits
   int n_inputs = 0;
-  bool whole_rows = false;  // some input is a16 or a8a16: rows are prepared whole, not by columns
+  // Some input is a16 or a8a16, or has a scale a row: rows are prepared whole, not by columns.
+  bool whole_rows = false;
   PackedWeight embed;
   Thin embed_up, head_down;  // hidden = up * embedding row, and head's input = down * hidden
   Linear head;

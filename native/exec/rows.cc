@@ -88,6 +88,7 @@ bool Step::layers_by_rows(int t) {
       if (phase < n) begin_layer(t, plan_.layers[static_cast<size_t>(phase)], block, phase > 0);
     }
     if (!barrier(t, Stage::kPrepare)) return false;
+    if (phase < n && !encode_keys(t, plan_.layers[static_cast<size_t>(phase)])) return false;
   }
   pending_[static_cast<size_t>(t)] = {true, plan_.layers.back().mlp_post_norm};
   return true;

@@ -1,5 +1,7 @@
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <numeric>
 
 #include "exec/step.h"
 
@@ -38,6 +40,10 @@ void Step::thin(int t, const Thin& thin, const float* x, float* y) {
   Worker& w = workers_[static_cast<size_t>(t)];
   const int panels = static_cast<int>(thin.linear.w.panels);
   prepare_row(x, thin.in, w.act_thin, 0);
+  if (thin.in.scale == ActScale::kTensor)
+    quantize_scaled(x, thin.in, w.act_thin, 0, k_.peak(x, thin.in.k));
+  if (thin.linear.run_outliers != nullptr)
+    return outlier_linear(thin.linear, thin.in, w.act_thin, w, 1, y, 0, 0, panels);
   if (thin.linear.run_wide == nullptr)
     return run_linear(thin.linear, thin.in, w.act_thin, 1, y, 0, 0, panels);
   w.n_wide = w.act_thin.wide[0];
@@ -65,6 +71,7 @@ void Step::residual(float* x, int row, Worker& w) {
 void Step::prepare_row(const float* x, const Input& in, const ActRows& act, int index) const {
   prepare_columns(x, in, act, index, 0, in.k, in.k_pad);
   if (plan_.whole_rows) prepare_whole(x, in, act, index);
+  if (in.scale != ActScale::kGroup) prepare_scaled(x, in, act, index);
 }
 
 // What a row needs to be seen whole for: its kind, where linears take either, and 16 bits.
@@ -81,6 +88,57 @@ void Step::prepare_whole(const float* x, const Input& in, const ActRows& act, in
     (i < 2 ? k_.quantize_a8 : k_.quantize_a16)(x, in.k, in.k_pad, group, act.q[i] + bytes,
                                                act.scale[i] + at / group, act.sum[i] + bytes / 32);
   }
+}
+
+// What a scale for the whole row makes of it. kTensor waits for the other rows.
+void Step::prepare_scaled(const float* x, const Input& in, const ActRows& act, int index) const {
+  if (in.scale == ActScale::kOutliers) return split_outliers(x, in, act, index);
+  if (in.scale == ActScale::kTensor) {
+    std::copy_n(x, in.k, act.f32 + int64_t{index} * in.k_pad);
+    return;
+  }
+  quantize_scaled(x, in, act, index, in.scale == ActScale::kStatic ? in.peak : k_.peak(x, in.k));
+}
+
+void Step::quantize_scaled(const float* x, const Input& in, const ActRows& act, int index,
+                           float amax) const {
+  const int64_t at = int64_t{index} * in.k_pad;
+  for (int i = 4; i < 6; ++i) {
+    if ((in.forms & (i == 4 ? kFormInt8g32 : kFormInt8g64)) == 0) continue;
+    const int group = i == 4 ? 32 : 64;
+    k_.quantize_int8(x, in.k, in.k_pad, group, amax, act.q[i] + at, act.scale[i] + at / group,
+                     act.sum[i] + at / 32);
+  }
+}
+
+// The row without outliers in 8 bits; then its fp32 holds the outliers alone.
+void Step::split_outliers(const float* x, const Input& in, const ActRows& act, int index) const {
+  float* row = act.f32 + int64_t{index} * in.k_pad;
+  int found = 0;
+  for (int i = 0; i < in.k; ++i) {
+    const bool out = std::abs(x[i]) > kOutlier;
+    row[i] = out ? 0.0F : x[i];
+    found += out ? 1 : 0;
+  }
+  quantize_scaled(row, in, act, index, k_.peak(row, in.k));
+  for (int i = 0; i < in.k; ++i) row[i] = std::abs(x[i]) > kOutlier ? x[i] : 0.0F;
+  std::fill(row + in.k, row + in.k_pad, 0.0F);
+  act.outliers[index] = found;
+}
+
+// kTensor: rows [r0, r1), which are the thread's, by the largest input of all rows.
+bool Step::finish_tensor(int t, const Input& in, const ActRows& act, int r0, int r1) {
+  if (in.scale != ActScale::kTensor) return true;
+  float amax = 0;
+  for (int r = r0; r < r1; ++r)
+    amax = std::max(amax, k_.peak(act.f32 + int64_t{r} * in.k_pad, in.k));
+  if (!few()) {
+    workers_[static_cast<size_t>(t)].peak = amax;
+    if (!barrier(t, Stage::kPrepare)) return false;
+    for (const Worker& w : workers_) amax = std::max(amax, w.peak);
+  }
+  for (int r = r0; r < r1; ++r) quantize_scaled(act.f32 + int64_t{r} * in.k_pad, in, act, r, amax);
+  return true;
 }
 
 // Columns [column, column + n) of a row, and padding up to column + padded. Whole groups.
@@ -116,6 +174,7 @@ bool Step::begin_linear(int t, const float* norm, const Input& in, const float* 
     prepare_row(row, in, few() ? w.act : act_, r);
   }
   if (norm != nullptr) pending_[static_cast<size_t>(t)] = {};
+  if (!finish_tensor(t, in, few() ? w.act : act_, r0, r1)) return false;
   if (!few() && !barrier(t, Stage::kPrepare)) return false;
   if (few()) charge(t, Stage::kPrepare);
   sort_rows(t, in, rows_);
@@ -124,6 +183,12 @@ bool Step::begin_linear(int t, const float* norm, const Input& in, const float* 
 
 // Lists the rows of a mixed input by kind, in order. Every thread makes its own lists.
 void Step::sort_rows(int t, const Input& in, int m) {
+  if (t == 0 && in.scale == ActScale::kOutliers) {
+    Seen& seen = seen_[static_cast<size_t>(in.index)];
+    const int32_t* found = (few() ? workers_[0].act : act_).outliers;
+    seen.rows.fetch_add(int64_t{m} * in.k, std::memory_order_relaxed);
+    seen.wide.fetch_add(std::accumulate(found, found + m, int64_t{0}), std::memory_order_relaxed);
+  }
   if ((in.forms & (kFormMixedG32 | kFormMixedG64)) == 0) return;
   Worker& w = workers_[static_cast<size_t>(t)];
   const ActRows& act = few() ? w.act : act_;
@@ -143,7 +208,8 @@ void Step::sort_rows(int t, const Input& in, int m) {
 
 namespace {
 void integer_rows(ActView& view, const ActRows& act, const Linear& linear, bool wide) {
-  const int i = (wide ? 2 : 0) + (linear.a8_group == 64 ? 1 : 0);
+  const int kind = linear.scale != ActScale::kGroup ? 4 : wide ? 2 : 0;
+  const int i = kind + (linear.a8_group == 64 ? 1 : 0);
   view.q = act.q[i];
   view.scale = act.scale[i];
   view.sum = act.sum[i];
@@ -154,6 +220,7 @@ void Step::linear(const Linear& linear, const Input& in, int t, int m, float* y,
                   int p0, int p1) const {
   const Worker& w = workers_[static_cast<size_t>(t)];
   const ActRows& act = few() ? w.act : act_;
+  if (linear.run_outliers != nullptr) return outlier_linear(linear, in, act, w, m, y, ldy, p0, p1);
   if (linear.run_wide == nullptr) return run_linear(linear, in, act, m, y, ldy, p0, p1);
   mixed_linear(linear, in, act, w, y, ldy, p0, p1);
 }
@@ -193,6 +260,27 @@ void Step::mixed_linear(const Linear& linear, const Input& in, const ActRows& ac
   }
 }
 
+// Integers of all rows and outliers of those that have some, a few panels in turn.
+void Step::outlier_linear(const Linear& linear, const Input& in, const ActRows& act,
+                          const Worker& w, int m, float* y, int64_t ldy, int p0, int p1) const {
+  ActView view;
+  view.k = in.k;
+  view.k_pad = in.k_pad;
+  view.a8_group = linear.a8_group;
+  const int64_t some = std::max<int64_t>(2, kMixedBytes / linear.w.panel_bytes);
+  const int chunk = static_cast<int>(std::min<int64_t>(kOutlierPanels, some));
+  for (int c0 = p0; c0 < p1; c0 += chunk) {
+    const int c1 = std::min(p1, c0 + chunk), column = c0 * kLanes;
+    run_linear(linear, in, act, m, y, ldy, c0, c1);
+    for (int r = 0; r < m; ++r) {
+      if (act.outliers[r] == 0) continue;
+      view.f32 = act.f32 + int64_t{r} * in.k_pad;
+      linear.run_outliers(linear.w, view, 1, w.extra - column, 0, c0, c1);
+      k_.add(y + r * ldy + column, w.extra, (c1 - c0) * kLanes);
+    }
+  }
+}
+
 // Weights don't depend on what the other threads still compute: the start of this thread's share of
 // the next matrix is fetched before it waits, so that memory isn't idle across the barrier.
 void Step::warm(const Linear& next, int p) const {
@@ -206,7 +294,7 @@ bool Step::layer(int t, const Layer& layer, int index) {
   project_heads(t, layer);
   warm(layer.o, part(layer.o.w.panels, t));
   if (!barrier(t, Stage::kQkv)) return false;
-  if (!attention(t, layer, index)) return false;
+  if (!encode_keys(t, layer) || !attention(t, layer, index)) return false;
   if (!begin_linear(t, nullptr, layer.o_in, attn_, ld_attn_)) return false;
   project_out(t, layer);
   warm(layer.gate, part(layer.gate.w.panels, t));
@@ -274,16 +362,27 @@ void Step::rotate(const Layer& layer, float* head, const float* bias, const floa
   k_.rope(head, layer.cos + at, layer.sin + at, layer.rope_half);
 }
 
-void Step::write_kv(const Layer& layer, int row, int kv0, int kv1) {
-  KvLayerView kv = layer.kv;  // narrowed to the heads [kv0, kv1)
+namespace {
+// The heads [kv0, kv1) of a layer.
+KvLayerView of_heads(KvLayerView kv, int kv0, int kv1) {
   kv.base += kv0 * kv.head_stride_k;
   kv.v_offset += kv0 * (kv.head_stride_v - kv.head_stride_k);
   kv.kv_heads = kv1 - kv0;
-  const int position = a_.position[row];
-  const int32_t* blocks = table(seq_of_row_[static_cast<size_t>(row)], layer.kv_group);
+  return kv;
+}
+}  // namespace
+
+void Step::write_kv(const Layer& layer, int row, int kv0, int kv1) {
+  const int position = a_.position[row], size = layer.kv.block_size;
+  const int seq = seq_of_row_[static_cast<size_t>(row)];
   const float* from = qkv_ + row * ld_qkv_ + kv0 * layer.head_dim;
-  const int lost = k_.kv_write(kv, blocks[position / kv.block_size], position % kv.block_size,
-                               from + layer.k.column, from + layer.v.column);
+  const float *k = from + layer.k.column, *v = from + layer.v.column;
+  const auto write = [&](const KvLayerView& kv, int group) {
+    return k_.kv_write(of_heads(kv, kv0, kv1), table(seq, group)[position / size], position % size,
+                       k, v);
+  };
+  if (layer.recent_group >= 0) write(layer.recent, layer.recent_group);
+  const int lost = write(layer.kv, layer.kv_group);
   if (lost != 0) kv_lost_.fetch_add(lost, std::memory_order_relaxed);
 }
 

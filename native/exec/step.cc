@@ -41,6 +41,7 @@ Step::Step(const Plan& plan, ThreadPool& pool)
   seq_of_row_.resize(static_cast<size_t>(plan.max_tokens));
   wanted_.reserve(static_cast<size_t>(plan.max_tokens));
   tiles_.reserve(static_cast<size_t>(plan.max_tokens));
+  full_groups_.reserve(static_cast<size_t>(plan.max_tokens));
   blocks_.reserve(static_cast<size_t>(plan.max_tokens));
   allocate();
 }
@@ -59,9 +60,16 @@ ActRows Step::act_rows(int rows) {
     act.scale[i] = arena_.array<float>(n / 16);
     act.sum[i] = arena_.array<int32_t>(bytes / 16);
   }
+  for (int i = 4; i < 6; ++i) {
+    if ((forms & (i == 4 ? kFormInt8g32 : kFormInt8g64)) == 0) continue;
+    act.q[i] = arena_.array<int8_t>(n);
+    act.scale[i] = arena_.array<float>(n / 16);
+    act.sum[i] = arena_.array<int32_t>(n / 16);
+  }
   act.wide = arena_.array<uint8_t>(static_cast<size_t>(rows));
+  act.outliers = arena_.array<int32_t>(static_cast<size_t>(rows));
   if ((forms & kFormBf16) != 0) act.bf16 = arena_.array<uint16_t>(n);
-  if ((forms & kFormF32) != 0) act.f32 = arena_.array<float>(n);
+  if ((forms & (kFormF32 | kFormSplit)) != 0) act.f32 = arena_.array<float>(n);
   return act;
 }
 
@@ -115,6 +123,7 @@ void Step::allocate() {
                   0,
                   0};
     w.chunk = matrix(head_rows_, 512);
+    w.extra = matrix(1, kOutlierPanels * kLanes);
   }
 }
 
@@ -139,6 +148,9 @@ void Step::prepare(const StepArrays& arrays, int n_seqs, const RowsOut& logits,
   check(n_hidden <= hidden.rows, "rows that want hidden", n_hidden, "more than batch.hidden has");
   logits_out_ = logits.data;
   hidden_out_ = hidden.data;
+  full_groups_.clear();
+  for (int r = 0; r < rows_ && plan_.layers.front().recent_group >= 0; ++r)
+    if (a_.position[r] % kKiviGroup == kKiviGroup - 1) full_groups_.push_back(r);
   plan_tiles();
   if (by_rows()) plan_blocks();
 }

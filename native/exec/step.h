@@ -30,6 +30,7 @@ constexpr int kMinBlockRows = 4;     // and at least, lest it wait for weights
 constexpr int kBlocksPerThread = 4;  // or more, so that threads end a layer together
 constexpr int kActColumns = 256;     // columns of gate and up at a time, of such a block
 constexpr int kMixedBytes = 65536;   // of panels, through which both kinds of rows go in turn
+constexpr int kOutlierPanels = 32;   // at most, through which a row's integers and outliers go
 constexpr int kWarmBytes = 4096;     // of the next matrix, fetched before a thread waits
 constexpr int kMaxLogprobs = 20;
 
@@ -69,10 +70,11 @@ struct RowsOut {
 
 // Prepared rows of activations in every form that some linear wants.
 struct ActRows {
-  int8_t* q[4];  // [a8 32 | a8 64 | a16 32 | a16 64]
-  float* scale[4];
-  int32_t* sum[4];
-  uint8_t* wide;  // whether the row is held in a16, where a linear takes either
+  int8_t* q[6];  // [a8 32 | a8 64 | a16 32 | a16 64 | one scale a row, 32 | 64]
+  float* scale[6];
+  int32_t* sum[6];
+  uint8_t* wide;      // whether the row is held in a16, where a linear takes either
+  int32_t* outliers;  // kOutliers: how many inputs of the row stand in f32
   uint16_t* bf16;
   float* f32;
 };
@@ -122,6 +124,8 @@ struct Worker {
   StageClock clock;
   int32_t *narrow_rows, *wide_rows;  // the rows of this step in a8 and a16, of mixed ones
   int n_narrow, n_wide;
+  float peak;                // kTensor: the largest of the thread's rows
+  float* extra;              // [kOutlierPanels * kLanes], what outliers add
   const uint32_t* mask[64];  // of the rows of a greedy head; null: all tokens are allowed
   float best[64];
   int32_t best_token[64];
@@ -171,6 +175,11 @@ class Step {
   void residual(float* x, int row, Worker& w);
   void prepare_row(const float* x, const Input& in, const ActRows& act, int index) const;
   void prepare_whole(const float* x, const Input& in, const ActRows& act, int index) const;
+  void prepare_scaled(const float* x, const Input& in, const ActRows& act, int index) const;
+  void quantize_scaled(const float* x, const Input& in, const ActRows& act, int index,
+                       float amax) const;
+  void split_outliers(const float* x, const Input& in, const ActRows& act, int index) const;
+  bool finish_tensor(int t, const Input& in, const ActRows& act, int r0, int r1);
   void prepare_columns(const float* x, const Input& in, const ActRows& act, int index, int column,
                        int n, int padded) const;
   void run_linear(const Linear& linear, const Input& in, const ActRows& act, int m, float* y,
@@ -180,6 +189,8 @@ class Step {
   void sort_rows(int t, const Input& in, int m);
   void mixed_linear(const Linear& linear, const Input& in, const ActRows& act, const Worker& w,
                     float* y, int64_t ldy, int p0, int p1) const;
+  void outlier_linear(const Linear& linear, const Input& in, const ActRows& act, const Worker& w,
+                      int m, float* y, int64_t ldy, int p0, int p1) const;
   void warm(const Linear& next, int p) const;
   void warm_after(int t, int index) const;
   bool layers(int t);
@@ -206,6 +217,7 @@ class Step {
   void gate_up_block(int t, const Layer& layer, const RowBlock& block);
 
   // attention.cc
+  bool encode_keys(int t, const Layer& layer);
   bool attention(int t, const Layer& layer, int index);
   std::pair<int, int> positions(const Tile& tile) const;
   KeysAhead first_keys(const Layer& layer, const Item& item) const;
@@ -266,6 +278,7 @@ class Step {
   std::vector<int32_t> seq_of_row_;
   std::vector<Wanted> wanted_;
   std::vector<Tile> tiles_;
+  std::vector<int> full_groups_;  // KIVI: rows that are the last of their group of tokens
   std::vector<RowBlock> blocks_;
   std::vector<std::atomic<int>> taken_;      // per block: phases that some thread has begun
   std::vector<std::atomic<int>> next_item_;  // one counter per layer: dynamic shares of attention

@@ -31,6 +31,10 @@ OCTAVO_HOT void fetch_keys_ahead(const AttentionArgs& a, int key) {
   const uint8_t* k = k_block(kv, block, a.ahead.kv_head);
   if (kv.block_size == 16) return fetch(k, 1, 0, kv.block_stride);
   const int64_t codes = kv_code_bytes(kv.format, kv.head_dim, kv.block_size);
+  if (is_kivi(kv.format)) {
+    const int64_t line = 16 * codes / kv.block_size;
+    return fetch(k + slot / 16 * line, 1, 0, line);
+  }
   const int64_t stride = kv.format == KvFormat::kF16 ? 2 * kv.block_size : 4 * kv.block_size;
   fetch(k + stride / kv.block_size * slot, static_cast<int>(codes / stride), stride, 64);
 }
@@ -43,6 +47,35 @@ OCTAVO_HOT void fetch_values(const AttentionArgs& a, int key) {
   if (kv.block_size == 16) return fetch(v, 1, 0, kv.block_stride);
   const int64_t row = kv_code_bytes(kv.format, kv.head_dim, 1);
   fetch(v + key % kv.block_size * row, 1, 0, 16 * row);
+}
+
+// The value of each byte.
+template <KvFormat kFormat>
+OCTAVO_HOT F f_of_fp8(I byte) {
+  constexpr int kFraction = kFormat == KvFormat::kE4m3 ? 3 : 2;
+  constexpr int kRaise = 127 - (kFormat == KvFormat::kE4m3 ? 7 : 15);
+  const I bits = i_shl(i_and(byte, i_set1(127)), 23 - kFraction);
+  const F normal = f_bits(i_add(bits, i_set1(kRaise << 23)));
+  const I one = i_set1((kRaise + 1) << 23);
+  const F tiny = f_sub(f_bits(i_add(bits, one)), f_bits(one));
+  const I magnitude = i_gt(i_set1(1 << 23), bits, i_bits(tiny), i_bits(normal));
+  return f_bits(i_or(magnitude, i_shl(i_and(byte, i_set1(128)), 24)));
+}
+
+template <KvFormat kFormat, int kRows>
+OCTAVO_HOT void dot_fp8(const AttentionArgs& a, const uint8_t* k, int slot, int i, F* s) {
+  const int64_t stride = 4 * static_cast<int64_t>(a.kv.block_size);
+  const float* q = a.q + i * a.q_stride;
+  for (int r = 0; r < kRows; ++r) s[r] = f_zero();
+  const uint8_t* from = k + 4 * slot;
+  for (int d = 0; d < a.kv.head_dim; d += 4, from += stride) {
+    const I word = i_load(from);
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; ++c) {
+      const F key = f_of_fp8<kFormat>(i_shr(word, 8 * c));
+      for (int r = 0; r < kRows; ++r) s[r] = f_fma(f_set1(q[r * a.q_stride + d + c]), key, s[r]);
+    }
+  }
 }
 
 // q . k for kRows queries and the 16 keys of one line from `slot` on.
@@ -112,6 +145,12 @@ OCTAVO_HOT void dot_int4(const AttentionArgs& a, uint8_t* k, int slot, int i, F*
   for (int r = 0; r < kRows; ++r) s[r] = f_mul(s[r], f_set1(query_scale(q + r * stride, dim)));
 }
 
+// KIVI's, in attention_kivi.inl.
+template <KvFormat kFormat, int kRows>
+void dot_kivi(const AttentionArgs& a, int key, int i, F* s);
+template <KvFormat kFormat, int kRows, int kVecs>
+void weigh_kivi(const AttentionArgs& a, int i, int start, int d, F (*acc)[kVecs]);
+
 // Lanes of the 16 keys from `key` that query i may not see become -inf.
 inline F hide(const AttentionArgs& a, int i, int key, F s) {
   static const int32_t kLaneIndex[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -138,7 +177,9 @@ inline void score_queries(const AttentionArgs& a, int i) {
     if (i == 0) fetch_values(a, key);
     const int block = a.block_table[key / a.kv.block_size], slot = key % a.kv.block_size;
     F s[kRows];
-    if (block < 0) {
+    if constexpr (is_kivi(kFormat)) {
+      dot_kivi<kFormat, kRows>(a, key, i, s);
+    } else if (block < 0) {
       for (int r = 0; r < kRows; ++r) s[r] = f_set1(-__builtin_inff());
     } else {
       uint8_t* k = k_block(a.kv, block, a.kv_head);
@@ -146,9 +187,13 @@ inline void score_queries(const AttentionArgs& a, int i) {
         dot_int8<kRows>(a, k, slot, i, s);
       } else if constexpr (kFormat == KvFormat::kInt4) {
         dot_int4<kRows>(a, k, slot, i, s);
+      } else if constexpr (is_fp8(kFormat)) {
+        dot_fp8<kFormat, kRows>(a, k, slot, i, s);
       } else {
         dot_floats<kFormat, kRows>(a, k, slot, i, s);
       }
+    }
+    if (is_kivi(kFormat) || block >= 0) {
       for (int r = 0; r < kRows; ++r) s[r] = finish_score(a, i + r, key, s[r]);
     }
     for (int r = 0; r < kRows; ++r) {
@@ -189,6 +234,8 @@ OCTAVO_HOT void load_values(const uint8_t* row, int d, int tail, F* v) {
     const int at = d + 16 * c;
     if (kFormat == KvFormat::kInt8) {
       v[c] = f_of_int(i_load_s8(reinterpret_cast<const int8_t*>(row) + at));
+    } else if constexpr (is_fp8(kFormat)) {
+      v[c] = f_of_fp8<kFormat>(i_load_u8(row + at));
     } else if (kFormat == KvFormat::kF32) {
       const float* from = reinterpret_cast<const float*>(row) + at;
       v[c] = tail ? f_load_n(from, tail) : f_load(from);
@@ -262,6 +309,10 @@ inline void weigh_values(const AttentionArgs& a, int i, int d, int tail) {
   const int64_t row_bytes = kv_code_bytes(kFormat, a.kv.head_dim, 1);
   for (int start = a.key0; start < a.key1; start += 16) {
     if (i == 0 && d == 0) fetch_keys_ahead(a, a.ahead.key0 + start - a.key0);
+    if constexpr (is_kivi(kFormat)) {
+      weigh_kivi<kFormat, kRows, kVecs>(a, i, start, d, acc);
+      continue;
+    }
     const int block = a.block_table[start / a.kv.block_size];
     if (block < 0) continue;
     uint8_t* codes = v_block(a.kv, block, a.kv_head);
@@ -293,7 +344,7 @@ inline void weigh_rows(const AttentionArgs& a, int i) {
     for (; d + 16 * kWide <= a.kv.head_dim; d += 16 * kWide) {
       weigh_values<kFormat, kRows, kWide>(a, i, d, 0);
     }
-    if constexpr (kFormat == KvFormat::kInt4) {
+    if constexpr (kFormat == KvFormat::kInt4 || is_kivi(kFormat)) {
       for (; d < a.kv.head_dim; d += kKvGroup) weigh_values<kFormat, kRows, 2>(a, i, d, 0);
     } else {
       for (; d + 16 <= a.kv.head_dim; d += 16) weigh_values<kFormat, kRows, 1>(a, i, d, 0);
@@ -352,6 +403,14 @@ inline void attention(const AttentionArgs& a) {
       return attention_in<KvFormat::kInt8>(a);
     case KvFormat::kInt4:
       return attention_in<KvFormat::kInt4>(a);
+    case KvFormat::kE4m3:
+      return attention_in<KvFormat::kE4m3>(a);
+    case KvFormat::kE5m2:
+      return attention_in<KvFormat::kE5m2>(a);
+    case KvFormat::kKivi2:
+      return attention_in<KvFormat::kKivi2>(a);
+    case KvFormat::kKivi4:
+      return attention_in<KvFormat::kKivi4>(a);
   }
 }
 

@@ -34,11 +34,8 @@ OCTAVO_INLINE float load_group(const float* x, int left, F* v) {
 }
 
 template <int kVecs>
-OCTAVO_INLINE float quantize_group(const float* x, int left, int8_t* q, int32_t* sum) {
-  F v[kVecs];
-  const float peak = load_group<kVecs>(x, left, v);
-  const bool live = peak >= 0x1p-118f;
-  const F inv = f_set1(live ? 127.0f / peak : 0.0f);
+OCTAVO_INLINE void write_codes(const F* v, float inverse, int8_t* q, int32_t* sum) {
+  const F inv = f_set1(inverse);
 #pragma GCC unroll 4
   for (int i = 0; i < kVecs; i += 2) {
     I total = i_set1(0);
@@ -51,6 +48,14 @@ OCTAVO_INLINE float quantize_group(const float* x, int left, int8_t* q, int32_t*
     }
     sum[i / 2] = i_fold_add(total);
   }
+}
+
+template <int kVecs>
+OCTAVO_INLINE float quantize_group(const float* x, int left, int8_t* q, int32_t* sum) {
+  F v[kVecs];
+  const float peak = load_group<kVecs>(x, left, v);
+  const bool live = peak >= 0x1p-118f;
+  write_codes<kVecs>(v, live ? 127.0f / peak : 0.0f, q, sum);
   return live ? peak / 127.0f : 0.0f;
 }
 
@@ -70,6 +75,26 @@ inline void quantize_a8(const float* x, int k, int k_pad, int group, int8_t* q, 
                         int32_t* sum) {
   group == 32 ? quantize_groups<2>(x, k, k_pad, q, scale, sum)
               : quantize_groups<4>(x, k, k_pad, q, scale, sum);
+}
+
+inline float peak(const float* x, int n) {
+  F amax = f_zero();
+  for (int i = 0; i < n; i += 16) {
+    amax = f_max(f_abs(f_load_n(x + i, smaller(16, n - i))), amax);
+  }
+  return f_fold_max(amax);
+}
+
+inline void quantize_int8(const float* x, int k, int k_pad, int group, float amax, int8_t* q,
+                          float* scale, int32_t* sum) {
+  const bool live = amax >= 0x1p-118f;
+  const float inverse = live ? 127.0f / amax : 0.0f;
+  for (int i = 0; i < k_pad; i += 32) {
+    F v[2];
+    static_cast<void>(load_group<2>(x + i, k - i, v));
+    write_codes<2>(v, inverse, q + i, sum + i / 32);
+  }
+  for (int g = 0; g < k_pad / group; ++g) scale[g] = live ? amax / 127.0f : 0.0f;
 }
 
 // hi and lo lie k_pad apart, their sums k_pad / 32.

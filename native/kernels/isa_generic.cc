@@ -19,8 +19,10 @@ namespace {
 #include "kernels/linear_a8.inl"
 #include "kernels/linear_a16.inl"
 #include "kernels/kv_write.inl"
+#include "kernels/kv_kivi.inl"
 #include "kernels/kv_dot_generic.inl"
 #include "kernels/attention.inl"
+#include "kernels/attention_kivi.inl"
 #include "kernels/peaks.inl"
 #include "kernels/rows.inl"
 

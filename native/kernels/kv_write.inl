@@ -125,6 +125,40 @@ inline int narrow(KvFormat format, const float* x, int n, uint16_t* out) {
   return static_cast<int>(f_fold_add(lost));
 }
 
+// Sixteen values in 8 bits, half to even, without a scale. How many are too large: they saturate.
+inline int narrow_fp8(KvFormat format, const float* x, uint8_t* out) {
+  const bool e4m3 = format == KvFormat::kE4m3;
+  const int fraction = e4m3 ? 3 : 2, bias = e4m3 ? 7 : 15, drop = 23 - fraction;
+  const F v = f_load(x), top = f_set1(e4m3 ? 448.0f : 57344.0f);
+  const F above = f_set1(e4m3 ? 0x1.c00002p8f : 0x1.c00002p15f);
+  const F lost = f_gt(above, f_abs(v), f_zero(), f_set1(1.0f));  // NaN is lost too
+  const F a = f_min(f_abs(v), top);
+  const I odd = i_and(i_shr(i_bits(a), drop), i_set1(1));
+  const I half = i_add(odd, i_set1((1 << (drop - 1)) - 1));
+  const I normal = i_sub(i_shr(i_add(i_bits(a), half), drop), i_set1((127 - bias) << fraction));
+  // below the normal ones: multiples of the smallest step
+  const F steps = f_mul(a, f_pow2(i_set1(bias - 1 + fraction)));
+  const I tiny = i_of_float(f_rint(f_min(steps, f_set1(256.0f))));
+  const I small = i_bits(f_gt(f_pow2(i_set1(1 - bias)), a, f_bits(tiny), f_bits(normal)));
+  const I code = i_or(small, i_and(i_shr(i_bits(v), 24), i_set1(128)));
+  i_store_s8(reinterpret_cast<int8_t*>(out), i_sub(i_xor(code, i_set1(128)), i_set1(128)));
+  return static_cast<int>(f_fold_add(lost));
+}
+
+inline int write_fp8(const KvLayerView& kv, uint8_t* to_k, uint8_t* to_v, int slot, const float* k,
+                     const float* v) {
+  int lost = 0;
+  for (int d = 0; d < kv.head_dim; d += 16) {
+    uint8_t codes[16];
+    lost += narrow_fp8(kv.format, k + d, codes);
+    for (int i = 0; i < 16; i += 4) {
+      __builtin_memcpy(to_k + static_cast<int64_t>(d + i) * kv.block_size + 4 * slot, codes + i, 4);
+    }
+    lost += narrow_fp8(kv.format, v + d, to_v + static_cast<int64_t>(slot) * kv.head_dim + d);
+  }
+  return lost;
+}
+
 inline int write_k_floats(const KvLayerView& kv, uint8_t* out, int slot, const float* k) {
   const int64_t stride = kv.block_size;
   int lost = 0;
@@ -210,12 +244,19 @@ inline int write_int4(const KvLayerView& kv, uint8_t* out, int slot, const F* v,
   return lost;
 }
 
+inline int write_kivi(const KvLayerView& kv, int block, int slot, const float* k, const float* v);
+
 inline int kv_write(const KvLayerView& kv, int block, int slot, const float* k, const float* v) {
+  if (is_kivi(kv.format)) return write_kivi(kv, block, slot, k, v);
   const bool int8 = kv.format == KvFormat::kInt8, int4 = kv.format == KvFormat::kInt4;
   F head[kMaxKvDim / 16];
   int lost = 0;
   for (int h = 0; h < kv.kv_heads; ++h, k += kv.head_dim, v += kv.head_dim) {
     uint8_t *to_k = k_block(kv, block, h), *to_v = v_block(kv, block, h);
+    if (is_fp8(kv.format)) {
+      lost += write_fp8(kv, to_k, to_v, slot, k, v);
+      continue;
+    }
     if (!int8 && !int4) {
       lost += write_k_floats(kv, to_k, slot, k) + write_v_floats(kv, to_v, slot, v);
       continue;

@@ -89,11 +89,27 @@
       OCTAVO_FLOAT_ROWS_OF(Act::kF32, "a32", false, fast)
 
 // A table of `rows` with the functions of the .inl files.
-#define OCTAVO_TABLE(rows)                                       \
-  {OCTAVO_ISA_NAME, rows,        sizeof(rows) / sizeof(rows[0]), \
-   rms_norm,        quantize_a8, quantize_a16,                   \
-   peaked,          round_bf16,  rope,                           \
-   act_mul,         add,         scale,                          \
-   softcap,         kv_write,    attention,                      \
-   attention_merge, argmax,      sum_exp,                        \
-   unpack_row,      kPeakLoops}
+#define OCTAVO_TABLE(rows)         \
+  {OCTAVO_ISA_NAME,                \
+   rows,                           \
+   sizeof(rows) / sizeof(rows[0]), \
+   rms_norm,                       \
+   quantize_a8,                    \
+   quantize_a16,                   \
+   peak,                           \
+   quantize_int8,                  \
+   peaked,                         \
+   round_bf16,                     \
+   rope,                           \
+   act_mul,                        \
+   add,                            \
+   scale,                          \
+   softcap,                        \
+   kv_write,                       \
+   kivi_keys,                      \
+   attention,                      \
+   attention_merge,                \
+   argmax,                         \
+   sum_exp,                        \
+   unpack_row,                     \
+   kPeakLoops}

@@ -58,6 +58,8 @@ enum class MlpAct : uint8_t { kSilu, kGeluTanh };
 //   = sum p (16 lanes by key index mod 16, folded in a fixed order); o[d] = fma(p[j], v[j][d]) over
 //   j ascending, un-normalised; int8, int4: p[j] * sv[j] in the place of p[j] and the code in that
 //   of v; int4: o is rotated back
+//   KIVI: as bf16, of keys and values as query i reads them (core/types.h): either from `kv` and
+//   `block_table` or from `recent` and `recent_table`
 //
 // Keys that are wanted next, of this sequence and head or of others, and fetched meanwhile.
 struct KeysAhead {
@@ -68,6 +70,8 @@ struct KeysAhead {
 struct AttentionArgs {
   KvLayerView kv;
   const int32_t* block_table;                // of this sequence; -1 = absent (never visible)
+  KvLayerView recent;                        // KIVI: bf16
+  const int32_t* recent_table;               // KIVI
   int32_t kv_head, n_q, key0, key1, window;  // key0 % 16 == 0; present keys < key1 were written
   KeysAhead ahead;
   const float* q;
@@ -111,7 +115,11 @@ struct KernelTable {
   void (*quantize_a8)(const float* x, int k, int k_pad, int group, int8_t* q, float* scale,
                       int32_t* sum);
   void (*quantize_a16)(const float* x, int k, int k_pad, int group, int8_t* hi_lo, float* scale,
-                       int32_t* sum);  // hi_lo is [2][k_pad], sum [2][k_pad / 32]
+                       int32_t* sum);    // hi_lo is [2][k_pad], sum [2][k_pad / 32]
+  float (*peak)(const float* x, int n);  // max |x|
+  // As a8 with one amax given for the whole row, which it clamps; every group gets its scale.
+  void (*quantize_int8)(const float* x, int k, int k_pad, int group, float amax, int8_t* q,
+                        float* scale, int32_t* sum);
   // a8a16: whether a row takes 16 bits: max |x|^2 * n > ratio^2 * sum x^2, where sum x^2 adds
   // rounded squares in 16 lanes (index mod 16), folded 8, 4, 2, 1.
   bool (*peaked)(const float* x, int n, float ratio);
@@ -124,9 +132,14 @@ struct KernelTable {
   void (*scale)(float* x, float s, int n);       // x *= s
   void (*softcap)(float* x, float cap, int n);   // x = cap * tanh(x / cap)
   // Writes K and V of one token (all kv heads; k and v are [kv_heads][head_dim]). How many values
-  // the format could not hold: fp16 saturates beyond 65504; int8 and int4 store a head or group
-  // with a value that isn't finite as zeros.
+  // the format could not hold: fp16 saturates beyond 65504, fp8 beyond 448 or 57344; int8 and int4
+  // store a head or group with a value that isn't finite as zeros. KIVI writes V's codes only, and
+  // counts heads of K and V with a value beyond fp16; `kivi_keys` follows.
   int (*kv_write)(const KvLayerView& kv, int block, int slot, const float* k, const float* v);
+  // KIVI: codes of the keys of a whole group, slots `slot` to slot + 31 of one head, from their
+  // bf16.
+  void (*kivi_keys)(const KvLayerView& kv, int block, const KvLayerView& recent, int recent_block,
+                    int slot, int head);
   void (*attention)(const AttentionArgs& args);
   // Merges splits in order: o = sum_i exp(m_i - M) o_i / sum_i exp(m_i - M) l_i. Parts are
   // o[i * part_stride ...], m[i], l[i]; out is [head_dim]. No visible key at all gives zeros.

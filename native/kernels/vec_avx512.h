@@ -64,6 +64,7 @@ inline I i_xor(I a, I b) { return _mm512_xor_si512(a, b); }
 typedef uint32_t Unsigned __attribute__((vector_size(64)));
 inline I i_shr(I a, int n) { return reinterpret_cast<I>(reinterpret_cast<Unsigned>(a) >> n); }
 inline I i_shl(I a, int n) { return reinterpret_cast<I>(reinterpret_cast<Unsigned>(a) << n); }
+inline I i_shr_each(I a, I n) { return _mm512_srlv_epi32(a, n); }
 inline I i_gt(I a, I b, I yes, I no) {
   return _mm512_mask_blend_epi32(_mm512_cmpgt_epi32_mask(a, b), no, yes);
 }

@@ -142,6 +142,10 @@ inline I i_shl(I a, int n) {
   OCTAVO_LANES a.v[i] = static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) << n);
   return a;
 }
+inline I i_shr_each(I a, I n) {  // logical, of each lane by its own 0 to 31
+  OCTAVO_LANES a.v[i] = static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) >> n.v[i]);
+  return a;
+}
 inline I i_gt(I a, I b, I yes, I no) {
   OCTAVO_LANES no.v[i] = a.v[i] > b.v[i] ? yes.v[i] : no.v[i];
   return no;

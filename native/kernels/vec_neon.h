@@ -133,6 +133,13 @@ inline I i_shl(I x, int n) {
   return {shifted(x.a, n), shifted(x.b, n), shifted(x.c, n), shifted(x.d, n)};
 }
 inline I i_shr(I x, int n) { return i_shl(x, -n); }
+inline int32x4_t shifted_right(int32x4_t v, int32x4_t n) {
+  return vreinterpretq_s32_u32(vshlq_u32(vreinterpretq_u32_s32(v), vnegq_s32(n)));
+}
+inline I i_shr_each(I x, I n) {
+  return {shifted_right(x.a, n.a), shifted_right(x.b, n.b), shifted_right(x.c, n.c),
+          shifted_right(x.d, n.d)};
+}
 inline int32x4_t pick(uint32x4_t mask, int32x4_t yes, int32x4_t no) {
   return vbslq_s32(mask, yes, no);
 }

@@ -39,6 +39,13 @@ class Act(enum.Enum):
     A16 = 3
     A8A16 = 4
 
+class ActScale(enum.Enum):
+    GROUP = 0
+    TOKEN = 1
+    TENSOR = 2
+    STATIC = 3
+    OUTLIERS = 4
+
 class MlpAct(enum.Enum):
     SILU = 0
     GELU_TANH = 1
@@ -49,6 +56,10 @@ class KvFormat(enum.Enum):
     F16 = 2
     INT8 = 3
     INT4 = 4
+    KIVI2 = 5
+    KIVI4 = 6
+    E4M3 = 7
+    E5M2 = 8
 
 class Arena:
     def __init__(self) -> None: ...
@@ -106,10 +117,13 @@ class LayerDesc:
     window: int
     rope: int
     kv_group: int
+    recent_group: int
     activation: MlpAct
     def __init__(self) -> None: ...
     def set_vector(self, part: str, values: F32) -> None: ...
-    def set_weight(self, part: str, weight: Weight, act: Act) -> None: ...
+    def set_weight(
+        self, part: str, weight: Weight, act: Act, scale: ActScale = ..., peak: float = 0
+    ) -> None: ...
 
 class ModelDesc:
     hidden: int
@@ -119,9 +133,15 @@ class ModelDesc:
     softcap: float
     embed: Weight
     def __init__(self) -> None: ...
-    def set_head(self, weight: Weight, act: Act) -> None: ...
-    def set_embed_up(self, weight: Weight, act: Act) -> None: ...
-    def set_head_down(self, weight: Weight, act: Act) -> None: ...
+    def set_head(
+        self, weight: Weight, act: Act, scale: ActScale = ..., peak: float = 0
+    ) -> None: ...
+    def set_embed_up(
+        self, weight: Weight, act: Act, scale: ActScale = ..., peak: float = 0
+    ) -> None: ...
+    def set_head_down(
+        self, weight: Weight, act: Act, scale: ActScale = ..., peak: float = 0
+    ) -> None: ...
     def set_final_norm(self, values: F32) -> None: ...
     def add_rope(self, cos: F32, sin: F32) -> None: ...
     def add_layer(self, layer: LayerDesc) -> None: ...

@@ -146,11 +146,11 @@ def test_formats_of_keys_and_values_stand_with_the_methods(
     assert content["methods"] == []
     backends = {row["name"]: row["backend"] for row in content["kv_formats"]}
     assert names <= set(backends)
-    assert all(backends[name] == ("native" if name == "int8" else "reference") for name in names)
+    assert all(backends[name] == "native" for name in names)
 
 
 def test_a_cache_without_a_kernel_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["methods", "kivi2"]) == 0
+    assert main(["methods", "int8_dot"]) == 0
     text = capsys.readouterr().out
     assert "the reference decoder runs it, slowly; --strict refuses it" in text
-    assert "3 bits each" in text
+    assert "8.25 bits each" in text

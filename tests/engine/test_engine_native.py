@@ -5,13 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from octavo.backends.base import RuntimeConfig, StepBatch, StepResult
 from octavo.engine.engine import Engine
 from octavo.engine.request import Output, Request, SamplingParams
+from octavo.spec.decoder import DecoderSpec
 from support.native_models import gemma_like, llama_like, load_native
 
 CONFIG = RuntimeConfig(max_tokens=64, max_seqs=4, context=256, kv_tokens=1024, threads=2)
@@ -118,3 +121,53 @@ def test_a_seed_repeats_in_another_process_with_other_threads_and_chunks() -> No
     code = IN_ANOTHER_PROCESS.format(tests=str(Path(__file__).parents[1]))
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == str(answers(run_all(engine_of("gemma"))))
+
+
+KIVI = replace(
+    CONFIG, kv_format="kivi2", format="int8_g32", context=384, kv_tokens=1536, max_tokens=96
+)
+
+
+def kivi_requests() -> list[Request]:
+    """Beginnings shared by 192 and 256 tokens, all longer than what is read in bf16."""
+    text = tuple(int(t) for t in np.random.default_rng(5).integers(1, 90, 340))
+    other = tuple(int(t) for t in np.random.default_rng(6).integers(1, 90, 100))
+    prompts = (text[:330], text[:192] + other, text[:256] + other[:40], text[:330])
+    return [Request(str(i), prompt, PARAMS) for i, prompt in enumerate(prompts)]
+
+
+def one_by_one(config: RuntimeConfig, prefix_cache: bool) -> tuple[list[Output], int]:
+    """The answers, and how many tokens were found in the cache."""
+    executor = load_native(wide_llama(), config)
+    engine, outputs = Engine(executor, prefix_cache=prefix_cache), list[Output]()
+    for request in kivi_requests():
+        engine.submit(request)
+        while engine.has_work():
+            outputs += engine.step()
+            engine.check()
+    executor.close()
+    return outputs, 0 if engine.prefixes is None else engine.prefixes.cache.hit
+
+
+def wide_llama() -> DecoderSpec:
+    spec = llama_like()
+    attention = replace(spec.layers[0].attention, head_dim=32)
+    return replace(spec, layers=tuple(replace(b, attention=attention) for b in spec.layers))
+
+
+def test_a_beginning_found_in_a_kivi_cache_gives_the_bits_of_one_computed() -> None:
+    """Its old keys as codes and its last 159 in bf16, wherever the text goes on otherwise."""
+    want, _ = one_by_one(replace(KIVI, max_tokens=33), prefix_cache=False)
+    found, hit = one_by_one(KIVI, prefix_cache=True)
+    assert hit >= 192
+    assert answers(found) == answers(want)
+
+
+def test_kivi_sequences_that_run_together_and_are_put_off_give_the_bits_of_single_ones() -> None:
+    """A cache for two of the four: others wait, or start again."""
+    want, _ = one_by_one(KIVI, prefix_cache=False)
+    executor = load_native(wide_llama(), replace(KIVI, kv_tokens=800))
+    engine = Engine(executor)
+    for request in kivi_requests():
+        engine.submit(request)
+    assert answers(run_all(engine)) == answers(want)

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 
 from octavo._native import testing
+from octavo.formats.floats import round_float
 from octavo.formats.kv import fake_quantize_kv, hadamard, kv_head_bytes, quantize_kv
 from support.packed_weights import ISAS
 
 U = 2.0**-24
 INF = float("inf")
 FLOATS = ("bf16", "f32", "f16")
-KINDS = (*FLOATS, "int8", "int4")
+FP8 = ("fp8_e4m3", "fp8_e5m2")
+KINDS = (*FLOATS, *FP8, "int8", "int4")
 Q_STEPS = 32512  # of half a query's range, in the integer formats
 
 
@@ -35,12 +37,14 @@ class Sequence:
 def stored(x: np.ndarray, kind: str, key: bool) -> np.ndarray:
     if kind in ("int8", "int4"):
         return fake_quantize_kv(x, kind, key, np)
+    if kind in FP8:
+        return round_float(x, kind.removeprefix("fp8_"), np)
     narrow = {"bf16": ml_dtypes.bfloat16, "f16": np.float16, "f32": np.float32}[kind]
     return x.astype(narrow).astype(np.float32)
 
 
 def fits(kind: str, dim: int) -> bool:
-    return dim % {"int8": 16, "int4": 32}.get(kind, 2) == 0
+    return dim % {"int8": 16, "int4": 32, "fp8_e4m3": 16, "fp8_e5m2": 16}.get(kind, 2) == 0
 
 
 def make_sequence(
@@ -263,11 +267,36 @@ def test_codes_and_scales_are_those_of_the_formats_module(isa: str, kind: str, d
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kind", FP8)
+def test_every_code_of_fp8_and_what_lies_between_is_rounded_as_numbers_are(
+    isa: str, kind: str
+) -> None:
+    """All finite codes, all middles of neighbours, and what is just beside them, as one token's
+    values: attended alone, a token gives them back."""
+    narrow = {"fp8_e4m3": ml_dtypes.float8_e4m3fn, "fp8_e5m2": ml_dtypes.float8_e5m2}[kind]
+    every = np.arange(256, dtype=np.uint8).view(narrow).astype(np.float32)
+    exact = np.sort(every[np.isfinite(every)])
+    middle = (exact[1:] + exact[:-1]) / 2
+    beside = [np.nextafter(middle, np.float32(side * INF)) for side in (1, -1)]
+    x = np.concatenate([exact, middle, *beside]).astype(np.float32)
+    x = np.concatenate([x, np.zeros(-len(x) % 16, np.float32)]).reshape(-1, 16)
+    for row in x:
+        pages = testing.Pages(1, 16, 1, 16, kind)
+        assert testing.kv_write(isa, pages, 0, 0, row[None], row[None]) == 0
+        q, pos = queries(1, 16), np.zeros(1, np.int32)
+        table, where = np.zeros(1, np.int32), (0, 0, 1, 0)
+        got, _, _ = testing.attention(isa, pages, table, q, pos, where, 0.0, 0.0)
+        np.testing.assert_array_equal(got[0], round_float(row, kind.removeprefix("fp8_"), np))
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize(
     ("kind", "value", "lost"),
     [("f16", 65519, 0), ("f16", 65520, 1), ("f16", -1e6, 1), ("f16", INF, 1), ("f16", np.nan, 1),
      ("bf16", 1e30, 0), ("int8", 1e30, 0), ("int8", INF, 1), ("int8", np.nan, 1),
-     ("int4", -INF, 1), ("int4", np.nan, 1), ("f32", INF, 0)],
+     ("int4", -INF, 1), ("int4", np.nan, 1), ("f32", INF, 0), ("fp8_e4m3", -448, 0),
+     ("fp8_e4m3", 448.0001, 1), ("fp8_e4m3", np.nan, 1), ("fp8_e5m2", 57344, 0),
+     ("fp8_e5m2", -57345, 1), ("fp8_e5m2", INF, 1)],
 )  # fmt: skip
 def test_values_that_a_format_cannot_hold_are_counted(
     isa: str, kind: str, value: float, lost: int

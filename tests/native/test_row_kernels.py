@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 
 from octavo._native import testing
-from octavo.formats.activations import padded_width, peaked, quantize_a8, quantize_a16
+from octavo.formats.activations import (
+    fake_quantize_int8,
+    padded_width,
+    peaked,
+    quantize_a8,
+    quantize_a16,
+)
 from support.packed_weights import ISAS
 
 U = 2.0**-24
@@ -67,6 +73,24 @@ def test_quantize_a8_rounds_ties_to_even_and_survives_extremes(isa: str) -> None
     q, scale, _ = testing.quantize_a8(isa, np.full(32, -3e38, np.float32), 32, 32)
     assert (q == -127).all()
     assert np.isfinite(scale).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("k", "group"), [(180, 64), (33, 32), (576, 64), (576, 32)])
+@pytest.mark.parametrize("amax", [None, 1.5, 2.0**-110, 1e-37, 0.0])
+def test_one_scale_for_a_row_is_that_of_the_numpy_twin(
+    isa: str, k: int, group: int, amax: float | None
+) -> None:
+    """Its own largest input, or one that was given: what is beyond becomes 127."""
+    x, k_pad = row(k, 4, 3), -(-k // group) * group
+    top = np.float32(np.abs(x).max() if amax is None else amax)
+    assert testing.peak(isa, x) == np.abs(x).max()
+    q, scale, total = testing.quantize_int8(isa, x, k_pad, group, float(top))
+    assert (scale == scale[0]).all()
+    want = fake_quantize_int8(x, np.full(1, top, np.float32), np)
+    np.testing.assert_array_equal(q[:k].astype(np.float32) * scale[0], want)
+    assert not q[k:].any()
+    np.testing.assert_array_equal(total, q.astype(int).reshape(-1, 32).sum(1))
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -24,9 +24,11 @@ I32 = npt.NDArray[np.int32]
 F32 = npt.NDArray[np.float32]
 
 # "auto": what the artifact was compressed for, else bf16; settled when a model is loaded.
+# "int8_dot": int8, and both of attention's products are of integers.
 KvFormat = Literal[
-    "auto", "bf16", "fp32", "fp16", "int8", "int4", "fp8_e4m3", "fp8_e5m2", "kivi2", "kivi4"
-]
+    "auto", "bf16", "fp32", "fp16", "int8", "int8_dot", "int4", "fp8_e4m3", "fp8_e5m2", "kivi2",
+    "kivi4",
+]  # fmt: skip
 # a8_token, a8_tensor, a8_static: int8 with one scale per token, per step (what else is in the batch
 # changes it), or fixed when the artifact was made; llm_int8: per token, outliers exact. See
 # `octavo.formats.activations`.
@@ -42,9 +44,7 @@ ActivationFormat = Literal[
     "a8_static",
     "llm_int8",
 ]
-REFERENCE_ONLY = (
-    "a8_token", "a8_tensor", "a8_static", "llm_int8", "fp8_e4m3", "fp8_e5m2", "kivi2", "kivi4"
-)  # fmt: skip
+REFERENCE_ONLY = ("int8_dot",)  # what no native kernel has
 
 # What StepBatch.mask_state says of a sequence's row of `mask`.
 MASK_NONE = 0  # any token may be sampled
@@ -63,12 +63,14 @@ WANT_NORMED = 32  # the same behind the final norm, what the head reads; instead
 
 @dataclass(frozen=True, slots=True)
 class KvGroup:
-    """Layers that share a block table: equal window, head shape and format."""
+    """Layers that share a block table: equal window, head shape and format. Where a layer's recent
+    tokens are kept in another format too (KIVI's, natively), it is in a second group."""
 
     layers: tuple[int, ...]
     kv_heads: int
     head_dim: int
     window: int | None
+    format: KvFormat = "auto"  # "auto": the layout's; another: of recent tokens
 
 
 @dataclass(frozen=True, slots=True)

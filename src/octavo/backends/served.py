@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import cast, get_args
 
 from octavo.backends.base import ActivationFormat, KvFormat, RuntimeConfig
 from octavo.core.errors import UnsupportedError
-from octavo.formats.kivi import KIVI_BITS
+from octavo.formats.activations import OUTLIER
+from octavo.formats.kivi import KIVI_BITS, KIVI_GROUP
 from octavo.formats.kv import KV_GROUP
 from octavo.io.served import Served, served_by
 from octavo.io.weights import WeightSource
 from octavo.spec.decoder import DecoderSpec, Role
+
+VARIANT = "a8_tensor: not batch-invariant, one scale for all rows of a step"
+_MANY_OUTLIERS = 0.01
 
 
 def settled(config: RuntimeConfig, source: WeightSource) -> tuple[RuntimeConfig, tuple[str, ...]]:
@@ -54,6 +59,45 @@ def activations_for(role: Role, config: RuntimeConfig) -> ActivationFormat:
     return found[-1] if found else config.activations
 
 
+def _full_names(role: Role) -> tuple[str, ...]:
+    """What a recipe calls one matrix; a tied head is called by either name."""
+    if role.layer is None:
+        return (str(role.part), "head") if role.part == "embed" else (str(role.part),)
+    expert = "" if role.expert is None else f"experts.{role.expert}."
+    return (f"layers.{role.layer}.{expert}{role.part}",)
+
+
+def largest_input(role: Role, maxima: Mapping[str, float]) -> float:
+    """What a8_static takes for a matrix's largest input. Raises UnsupportedError without one."""
+    name = next((name for name in _full_names(role) if name in maxima), None)
+    if name is None:
+        raise UnsupportedError(
+            f"a8_static needs the largest input of {role}, which an artifact compressed with "
+            "--activations a8_static holds; use a8_token, or compress the model so"
+        )
+    return maxima[name]
+
+
+def check_variant(config: RuntimeConfig) -> None:
+    """Raises UnsupportedError where strict refuses what isn't batch-invariant."""
+    if config.strict:
+        raise UnsupportedError(
+            "strict: activations a8_tensor take one scale for all rows of a step, so that a text's "
+            "numbers depend on its neighbours; use a8_token or a8_static"
+        )
+
+
+def outlier_notes(seen: int, found: int) -> tuple[str, ...]:
+    """What LLM.int8() kept out of its integers, of the inputs it has seen so far."""
+    if not seen:
+        return ()
+    share = found / seen
+    note = f"llm_int8: {share:.3%} of inputs exceeded {OUTLIER:g} and were not rounded"
+    if share <= _MANY_OUTLIERS:
+        return (note,)
+    return (note, f"llm_int8: more than {_MANY_OUTLIERS:.0%}: integers save little here")
+
+
 def cache_tokens(config: RuntimeConfig, room: int) -> int:
     """Tokens of the cache, of a config whose context is settled: what was asked for, or one
     context; with `kv_share`, the contexts of all sequences, as far as that share of `room` (tokens
@@ -67,6 +111,14 @@ def cache_tokens(config: RuntimeConfig, room: int) -> int:
 def whole_cache(config: RuntimeConfig) -> int:
     """Tokens of a cache that no sequence ever waits for."""
     return config.context * config.max_seqs
+
+
+def block_size_for(config: RuntimeConfig) -> int:
+    """The config's, rounded up so that KIVI's groups of tokens don't cross blocks: texts can share
+    a block, or drop it."""
+    if config.kv_format not in KIVI_BITS:
+        return config.block_size
+    return -(-config.block_size // KIVI_GROUP) * KIVI_GROUP
 
 
 def kv_reasons(spec: DecoderSpec, kv: str) -> tuple[str, ...]:

@@ -24,7 +24,8 @@ T = TypeVar("T")
 MAX_CONTEXT = 1 << 24
 # as octavo.backends.base has them, which is not imported to print a help page
 KV_FORMATS = (
-    "auto", "bf16", "fp32", "fp16", "int8", "int4", "fp8_e4m3", "fp8_e5m2", "kivi2", "kivi4"
+    "auto", "bf16", "fp32", "fp16", "int8", "int8_dot", "int4", "fp8_e4m3", "fp8_e5m2", "kivi2",
+    "kivi4",
 )  # fmt: skip
 ACTIVATIONS = (
     "auto", "a8", "a16", "a8a16", "abf16", "a32", "a8_token", "a8_tensor", "a8_static",

@@ -10,6 +10,8 @@ from octavo.formats.kv import kv_head_bytes
 _HEAD = 64  # elements of a key, of which `bits` speaks
 _ROWS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("int8", "head of a token; keys rotated", "arXiv 2404.00456", ()),
+    ("int8_dot", "as int8; queries and the softmax's weights in 8 bits too, so that attention's "
+     "products are of integers", "", ("integer attention", "integer pipeline")),
     ("int4", "32 channels of a token; rotated", "arXiv 2404.00456", ()),
     ("fp8_e4m3", "none: no scale", "arXiv 2209.05433", ("fp8",)),
     ("fp8_e5m2", "none: no scale", "arXiv 2209.05433", ("fp8",)),

@@ -53,15 +53,17 @@ def block_rows(vocab: int) -> int:
 class SingleSequence:
     """One sequence in an executor of its own: what scoring and benchmarks drive.
 
-    Blocks are given in order, for every KV group alike; nothing is shared or freed.
+    Blocks are given in order, for every KV group alike; nothing is shared or freed. The pool of a
+    group of recent tokens may be smaller: there blocks are used again, the oldest first.
     """
 
     def __init__(self, executor: Executor) -> None:
         layout, config = executor.layout, executor.config
-        self.capacity = min(min(executor.kv_blocks) * layout.block_size, config.context)
+        self.capacity = min(max(executor.kv_blocks) * layout.block_size, config.context)
         blocks = -(-self.capacity // layout.block_size)
         self.batch = StepBatch(layout, config.max_tokens, 1, blocks)
-        self.batch.block_table[:, 0, :] = np.arange(blocks, dtype=np.int32)
+        for group, pool in enumerate(executor.kv_blocks):
+            self.batch.block_table[group, 0, :] = np.arange(blocks, dtype=np.int32) % pool
         self.batch.n_seqs = 1
         self.executor = executor
         self.length = 0

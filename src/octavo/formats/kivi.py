@@ -22,6 +22,7 @@ from octavo.formats.floats import Array, round_float
 KIVI_BITS: Mapping[str, int] = MappingProxyType({"kivi2": 2, "kivi4": 4})
 KIVI_GROUP = 32  # tokens that share a channel's step of keys; channels, a token's step of values
 WINDOW = 128  # youngest tokens that a query reads in 16 bits; of keys up to 31 more
+RECENT = WINDOW + KIVI_GROUP - 1  # all that a query may read in 16 bits
 
 
 def kivi_head_bytes(bits: int, head_dim: int) -> int:

@@ -21,7 +21,7 @@ _SMALLEST = 2.0**-100  # a head or group whose largest value is below counts as 
 
 def kv_head_bytes(format: str, head_dim: int) -> int:
     """Bytes of one token's key, or value, in one head: codes and scales; of KIVI an old one's."""
-    if format == "int8":
+    if format in ("int8", "int8_dot"):
         return head_dim + 2
     if format == "int4":
         return head_dim // 2 + 2 * (head_dim // KV_GROUP)

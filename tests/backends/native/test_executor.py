@@ -31,6 +31,7 @@ from octavo.backends.base import (
 from octavo.backends.native.backend import load
 from octavo.backends.native.executor import NativeExecutor
 from octavo.core.errors import InternalError, UnsupportedError
+from octavo.formats.kivi import KIVI_BITS
 from octavo.spec.decoder import DecoderSpec, Role
 from support.native_models import (
     BlocksTensor,
@@ -233,14 +234,17 @@ def test_no_kv_format_leaves_a_trace_of_chunks_or_company(
     np.testing.assert_array_equal(together, np.concatenate(alone))
 
 
-@pytest.mark.parametrize("kv_format", ["fp16", "int8", "int4"])
+@pytest.mark.parametrize(
+    "kv_format", ["fp16", "int8", "int4", "fp8_e4m3", "fp8_e5m2", "kivi2", "kivi4"]
+)
 @pytest.mark.parametrize("name", SPECS)
 def test_a_kv_format_rounds_as_the_reference_does(name: str, kv_format: KvFormat) -> None:
     """Both run all else in fp32. What stays between them: a code on the edge of two, rounded apart,
     moves a key by a step; with few such the distance is far below that of the format from fp32."""
-    spec, tokens = KV_SPECS[name], tokens_of(KV_SPECS[name], 40)
+    kivi = kv_format in KIVI_BITS
+    spec, tokens = KV_SPECS[name], tokens_of(KV_SPECS[name], 200 if kivi else 40)
     want = reference_logits(spec, tokens, kv_format=kv_format)
-    plain = reference_logits(spec, tokens)
+    plain = reference_logits(spec, tokens, kv_format="bf16" if kivi else "fp32")
     config = replace(CONFIG, kv_format=kv_format, activations="a32")
     ours = text_logits(load_native(spec, config), tokens, 13)
     cost = np.square(want - plain).mean()

@@ -24,16 +24,17 @@ from octavo.backends.native.describe import Packed, describe_model, describe_run
 from octavo.backends.native.executor import NativeExecutor
 from octavo.backends.native.packing import pack_all
 from octavo.backends.native.recipe import (
-    ACTIVATIONS,
     Storage,
     pack_plan,
     packed_size,
     storage,
 )
-from octavo.backends.served import kv_reasons, settled
+from octavo.backends.served import VARIANT, block_size_for, check_variant, kv_reasons, settled
 from octavo.core.errors import ConfigError, FormatError, ResourceError, UnsupportedError
 from octavo.core.hardware import Machine, probe
+from octavo.formats.kivi import KIVI_BITS, RECENT, WINDOW
 from octavo.formats.number_format import NumberFormat
+from octavo.io.served import served_by
 from octavo.io.weights import WeightSource
 from octavo.spec.decoder import DecoderSpec, LayerSpec, MoeMlp, Role
 from octavo.spec.graph import role_shape, roles
@@ -71,14 +72,14 @@ def load(spec: DecoderSpec, source: WeightSource, config: RuntimeConfig) -> Nati
         raise UnsupportedError("the native backend can't run this: " + "; ".join(support.reasons))
     _check_keep(spec, config)
     machine = probe()
-    config = replace(config, isa=resolve_isa(config.isa))
+    config = replace(config, isa=resolve_isa(config.isa), block_size=block_size_for(config))
     items = {
-        role: storage(role, source.tensor(role), config, spec.tied_head)
+        role: storage(role, source.tensor(role), config, spec.tied_head, served_by(source).maxima)
         for role in roles(spec)
         if len(role_shape(spec, role)) == 2
     }
     config, more = _fit(spec, config, items, machine)
-    notes = (*notes, *more, *sparse_notes(items.values()))
+    notes = (*notes, *more, *sparse_notes(items.values()), *_variant_notes(config, items.values()))
     weights = _pack_all(source, items, min(config.threads or machine.threads, machine.threads))
     return _start(spec, source, config, items, weights, (*notes, *_thread_note(config, machine)))
 
@@ -94,6 +95,13 @@ def sparse_notes(items: Iterable[Storage]) -> tuple[str, ...]:
         f"2:4: {len(mine)} matrices take {held / 1e6:.1f} MB, dense {dense / 1e6:.1f} MB; as many "
         "products as dense ones (docs/performance.md has their speed)",
     )
+
+
+def _variant_notes(config: RuntimeConfig, items: Iterable[Storage]) -> tuple[str, ...]:
+    if not any(item.kind == "a8_tensor" for item in items):
+        return ()
+    check_variant(config)
+    return (VARIANT,)
 
 
 def usable_now() -> int:
@@ -121,8 +129,10 @@ def _fit(
     packed = sum(pack_plan(item).packed_bytes for item in items.values())
     available = machine.memory.available
     granted = min(config.memory or available, available)
-    budget = memory.Budget(packed, granted, _smaller(items, packed))
-    per_token = memory.kv_bytes_per_token(memory.kv_layout(spec, config))
+    layout = memory.kv_layout(spec, config)
+    fixed = memory.recent_bytes(layout, config)
+    budget = memory.Budget(packed, granted, _smaller(items, packed), fixed)
+    per_token = memory.cost_per_token(layout)
     context, note = memory.choose_context(spec, config, per_token, budget)
     config, more = memory.choose_cache(replace(config, context=context), per_token, budget)
     return config, tuple(filter(None, (note, more)))
@@ -161,7 +171,11 @@ def _start(
 ) -> NativeExecutor:
     layout = memory.kv_layout(spec, config)
     blocks = memory.kv_blocks(layout, config)
-    packed = {role: (weight, items[role].act) for role, weight in weights.items()}
+    packed = {
+        role: (weight, item.act, item.scale, item.peak)
+        for role, weight in weights.items()
+        for item in (items[role],)
+    }
     model = describe_model(spec, source, packed, layout, config.context)
     usable = usable_now()
 
@@ -193,6 +207,8 @@ def _kv_notes(
     spec: DecoderSpec, source: WeightSource, config: RuntimeConfig, packed: Packed
 ) -> tuple[str, ...]:
     """What integer keys and values cost, where the context leaves room to measure."""
+    if config.kv_format in KIVI_BITS:
+        return (_recent_note(spec, config),)
     if config.kv_format not in kv_check.MEASURED or config.context < kv_check.TOKENS:
         return ()
 
@@ -211,9 +227,19 @@ def _kv_notes(
     return (kv_check.measure(build, config.kv_format, spec.vocab).note,)
 
 
+def _recent_note(spec: DecoderSpec, config: RuntimeConfig) -> str:
+    layout = memory.kv_layout(spec, config)
+    size = memory.recent_bytes(layout, config)
+    return (
+        f"KV {config.kv_format}: {memory.kv_bytes_per_token(layout)} bytes a token, and up to "
+        f"{size / 1e6:.1f} MB for recent ones in bf16, {WINDOW} to {RECENT} of each sequence; what "
+        "it costs isn't measured at load: it shows behind them only"
+    )
+
+
 def _main_activations(items: Mapping[Role, Storage]) -> ActivationFormat:
     """What most matrices run with; the receipt tells them apart."""
-    kinds = [ACTIVATIONS[item.act] for item in items.values()]
+    kinds = [item.kind for item in items.values()]
     return max(sorted(set(kinds)), key=kinds.count)
 
 
@@ -238,7 +264,8 @@ def _layer_reasons(layer: LayerSpec) -> Iterator[str]:
 def _kv_reasons(spec: DecoderSpec, config: RuntimeConfig) -> Iterator[str]:
     dims = {layer.attention.head_dim for layer in spec.layers}
     yield from kv_reasons(spec, config.kv_format)
-    if config.kv_format in ("int8", "int4") and max(dims) > _MAX_KV_DIM:
+    limited = ("int8", "int4", *KIVI_BITS)
+    if config.kv_format in limited and max(dims) > _MAX_KV_DIM:
         yield f"kv_format {config.kv_format} takes a head_dim up to {_MAX_KV_DIM}; use bf16"
 
 

@@ -14,7 +14,7 @@ from octavo.spec.decoder import DecoderSpec, DenseMlp, LayerSpec, Role
 from octavo.spec.graph import head_role, role_shape, roles
 from octavo.spec.rope import cos_sin
 
-Packed = Mapping[Role, tuple[_native.Weight, _native.Act]]
+Packed = Mapping[Role, tuple[_native.Weight, _native.Act, _native.ActScale, float]]
 _ACTIVATION = {"silu": _native.MlpAct.SILU, "gelu_tanh": _native.MlpAct.GELU_TANH}
 _KV_FORMAT = {
     "bf16": _native.KvFormat.BF16,
@@ -22,6 +22,10 @@ _KV_FORMAT = {
     "fp16": _native.KvFormat.F16,
     "int8": _native.KvFormat.INT8,
     "int4": _native.KvFormat.INT4,
+    "kivi2": _native.KvFormat.KIVI2,
+    "kivi4": _native.KvFormat.KIVI4,
+    "fp8_e4m3": _native.KvFormat.E4M3,
+    "fp8_e5m2": _native.KvFormat.E5M2,
 }
 
 
@@ -42,13 +46,14 @@ def describe_model(
     ropes = list(dict.fromkeys(layer.attention.rope for layer in spec.layers))
     for rope in ropes:
         model.add_rope(*cos_sin(rope, np.arange(context), context))
-    group_of = {layer: i for i, group in enumerate(layout.groups) for layer in group.layers}
+    group_of, recent_of = _groups_of(layout, recent=False), _groups_of(layout, recent=True)
     of_layer: dict[int | None, list[Role]] = {}
     for role in roles(spec):
         of_layer.setdefault(role.layer, []).append(role)
     for index, layer in enumerate(spec.layers):
         described = _layer(layer)
         described.rope, described.kv_group = ropes.index(layer.attention.rope), group_of[index]
+        described.recent_group = recent_of.get(index, -1)
         for role in of_layer[index]:
             _attach(described, spec, source, packed, role)
         model.add_layer(described)
@@ -66,6 +71,12 @@ def describe_runtime(
     runtime.kv_format, runtime.kv_blocks = _KV_FORMAT[config.kv_format], list(kv_blocks)
     runtime.isa, runtime.wide_ratio = config.isa, config.wide_ratio
     return runtime
+
+
+def _groups_of(layout: KvLayout, recent: bool) -> dict[int, int]:
+    """Index of each layer's group of the layout's format, or of recent tokens."""
+    groups = [(i, g) for i, g in enumerate(layout.groups) if (g.format != "auto") == recent]
+    return {layer: index for index, group in groups for layer in group.layers}
 
 
 def _layer(layer: LayerSpec) -> _native.LayerDesc:

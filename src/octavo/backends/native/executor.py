@@ -160,5 +160,13 @@ class NativeExecutor:
 
 
 def _lost(count: int, kv_format: str) -> str:
-    why = "exceed 65504, the largest of fp16" if kv_format == "fp16" else "are not finite"
-    return f"{count} keys or values of this step {why}: use the KV format bf16"
+    limits = {
+        "fp8_e4m3": "448, the largest of fp8_e4m3",
+        "fp8_e5m2": "57344, the largest of fp8_e5m2",
+    }
+    half = "65504, the largest of fp16"
+    limits |= {"fp16": half, "kivi2": half + ", which holds KIVI's minima"}
+    limits["kivi4"] = limits["kivi2"]
+    why = f"exceed {limits[kv_format]}" if kv_format in limits else "are not finite"
+    other = "fp8_e5m2 or bf16" if kv_format == "fp8_e4m3" else "bf16"
+    return f"{count} keys or values of this step {why}: use the KV format {other}"

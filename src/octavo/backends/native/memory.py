@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from octavo.backends.base import KvFormat, KvGroup, KvLayout, RuntimeConfig
 from octavo.backends.served import cache_tokens, whole_cache
 from octavo.core.errors import ResourceError, UnsupportedError
+from octavo.formats.kivi import KIVI_BITS, RECENT
 from octavo.formats.kv import kv_head_bytes
 from octavo.spec.decoder import DecoderSpec
 from octavo.spec.graph import kv_groups
@@ -15,25 +16,38 @@ DEFAULT_CONTEXT = 8192  # of a model that could take more, when none is asked fo
 LAYOUT_ID = "octavo.kv.2"
 _SPARE = 64 << 20  # code, buffers of a step, Python
 _MIN_CONTEXT = 256
+_RECENT_SHARE = 16  # of the tokens of a KIVI cache, how many stay in bf16 for prefixes found again
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
     """Bytes: `packed` of all weights, `available` on the machine now, or what was granted;
-    `smaller`: what the weights would take in other formats, the largest first."""
+    `smaller`: what the weights would take in other formats, the largest first; `fixed`: what the
+    cache takes however few tokens it holds."""
 
     packed: int
     available: int
     smaller: tuple[tuple[str, int], ...] = ()
+    fixed: int = 0
+
+    @property
+    def room(self) -> int:
+        """What is left for the cache's tokens."""
+        return self.available - self.packed - self.fixed - _SPARE
 
 
 def kv_layout(spec: DecoderSpec, config: RuntimeConfig) -> KvLayout:
-    """Groups of the spec in native's block order (native/core/types.h)."""
+    """Groups of the spec in native's block order (native/core/types.h); of KIVI, then those of the
+    recent tokens, which slide out of bf16 as out of a window."""
     kv: KvFormat = "bf16" if config.kv_format == "auto" else config.kv_format
     groups = tuple(KvGroup(g.layers, g.kv_heads, g.head_dim, g.window) for g in kv_groups(spec))
+    if kv in KIVI_BITS:
+        groups += tuple(
+            replace(g, window=min(RECENT, g.window or RECENT), format="bf16") for g in groups
+        )
     block_bytes = tuple(
-        2 * len(g.layers) * g.kv_heads * kv_head_bytes(kv, g.head_dim)
-        * config.block_size
+        2 * len(g.layers) * g.kv_heads * config.block_size
+        * kv_head_bytes(kv if g.format == "auto" else g.format, g.head_dim)
         for g in groups
     )  # fmt: skip
     layout_id = f"{LAYOUT_ID}.{kv}"
@@ -41,13 +55,38 @@ def kv_layout(spec: DecoderSpec, config: RuntimeConfig) -> KvLayout:
 
 
 def kv_bytes_per_token(layout: KvLayout) -> int:
-    return sum(layout.block_bytes) // layout.block_size
+    """What a token adds to the cache; in KIVI's, what stays of it."""
+    return _block_bytes(layout, recent=False) // layout.block_size
+
+
+def recent_bytes(layout: KvLayout, config: RuntimeConfig) -> int:
+    """What the recent tokens of max_seqs sequences take in bf16 beside a KIVI cache."""
+    return _block_bytes(layout, recent=True) * _recent_blocks(layout, config)
+
+
+def cost_per_token(layout: KvLayout) -> int:
+    """`kv_bytes_per_token`, and the token's part of the bf16 kept for prefixes."""
+    kept = _block_bytes(layout, recent=True) // (layout.block_size * _RECENT_SHARE)
+    return kv_bytes_per_token(layout) + kept
+
+
+def _block_bytes(layout: KvLayout, recent: bool) -> int:
+    pairs = zip(layout.groups, layout.block_bytes, strict=True)
+    return sum(size for group, size in pairs if (group.format != "auto") == recent)
+
+
+def _recent_blocks(layout: KvLayout, config: RuntimeConfig) -> int:
+    """Blocks that max_seqs sequences hold within RECENT tokens, and one step's rows."""
+    each = -(-RECENT // layout.block_size) + 2
+    return config.max_seqs * each + -(-config.max_tokens // layout.block_size)
 
 
 def kv_blocks(layout: KvLayout, config: RuntimeConfig) -> tuple[int, ...]:
-    """Blocks of each group: kv_tokens, however they fall on max_seqs sequences."""
+    """Blocks of each group: kv_tokens, however they fall on max_seqs sequences; of recent tokens
+    those in use, and a share of all, so that texts that begin alike find their beginning."""
     count = -(-config.kv_tokens // layout.block_size) + config.max_seqs - 1
-    return (count,) * len(layout.groups)
+    recent = min(count, _recent_blocks(layout, config) + count // _RECENT_SHARE)
+    return tuple(count if group.format == "auto" else recent for group in layout.groups)
 
 
 def choose_cache(
@@ -55,7 +94,7 @@ def choose_cache(
 ) -> tuple[RuntimeConfig, str]:
     """The config, whose context is settled, with the cache's tokens, and a note when memory allows
     less than `kv_share` is meant for."""
-    room = max(0, budget.available - budget.packed - _SPARE) // per_token
+    room = max(0, budget.room) // per_token
     tokens, whole = cache_tokens(config, room), whole_cache(config)
     found = replace(config, kv_tokens=tokens)
     if config.kv_tokens or not config.kv_share or tokens == whole:
@@ -82,7 +121,7 @@ def choose_context(
         )
     if config.context == 1:
         raise UnsupportedError("context 1 holds no prompt with an answer; ask for at least 2")
-    room = (budget.available - budget.packed - _SPARE) // per_token
+    room = budget.room // per_token
     if config.context:
         _check(budget, max(config.context, config.kv_tokens) * per_token, config)
         return config.context, ""
@@ -99,6 +138,7 @@ def choose_context(
 
 
 def _check(budget: Budget, kv: int, config: RuntimeConfig) -> None:
+    kv += budget.fixed
     need = budget.packed + kv + _SPARE
     if need <= budget.available:
         return

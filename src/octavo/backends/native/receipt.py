@@ -10,11 +10,13 @@ from octavo import _native
 from octavo.backends.base import KernelUse, Receipt, RuntimeConfig
 from octavo.backends.native.memory import kv_bytes_per_token, kv_layout
 from octavo.backends.native.recipe import Storage, is_requantized
+from octavo.backends.served import outlier_notes
 from octavo.core.errors import UnsupportedError
 from octavo.spec.decoder import DecoderSpec, Role
 from octavo.spec.graph import head_role, role_shape, roles
 
 Line = tuple[int, str, str, bool, int]  # layer (-1: head), part, kernel, fast, bytes
+_OUTLIERS = "_a32_"  # in the name of the kernel that multiplies llm_int8's outliers
 _FALLBACK = "no hand-written kernel for this format on this ISA: plain code runs it"
 
 
@@ -54,12 +56,21 @@ def build(
 
 
 def with_shares(receipt: Receipt, native: _native.Executor) -> Receipt:
-    """The receipt with what only runs tell: the share of rows that a8a16 took in 16 bits."""
+    """The receipt with what only runs tell: the share of rows that a8a16 took in 16 bits, and of
+    inputs that llm_int8 took as they are."""
+    receipt = replace(receipt, notes=(*receipt.notes, *outlier_notes(*_seen(native, _OUTLIERS))))
     if not any(use.activations.startswith("a8a16") for use in receipt.kernels):
         return receipt
-    seen = [rows for rows in native.rows_seen() if rows[0]]
-    share = sum(wide for _, wide in seen) / sum(rows for rows, _ in seen) if seen else 0.0
+    rows, wide = _seen(native, "_a16_")
+    share = wide / rows if rows else 0.0
     return replace(receipt, wide_share=share, notes=(*receipt.notes, wide_note(share)))
+
+
+def _seen(native: _native.Executor, kernel: str) -> tuple[int, int]:
+    """Over the lines of two kernels, the second of this name: what came, and what it took."""
+    pairs = zip(native.kernels(), native.rows_seen(), strict=True)
+    found = [seen for (_, _, name, _, _), seen in pairs if kernel in name.partition(" + ")[2]]
+    return sum(rows for rows, _ in found), sum(taken for _, taken in found)
 
 
 def wide_note(share: float) -> str:

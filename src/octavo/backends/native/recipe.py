@@ -13,7 +13,7 @@ from typing import Literal
 
 from octavo import _native
 from octavo.backends.base import ActivationFormat, RuntimeConfig
-from octavo.backends.served import activations_for
+from octavo.backends.served import activations_for, largest_input
 from octavo.core.errors import FormatError, UnsupportedError
 from octavo.formats.activations import a8_group_for, padded_width, takes_a8, takes_a16
 from octavo.formats.gguf_formats import GGUF_FORMATS
@@ -34,6 +34,14 @@ ACTIVATIONS: Mapping[_native.Act, ActivationFormat] = MappingProxyType(
         _native.Act.F32: "a32",
     }
 )
+SCALES: Mapping[ActivationFormat, _native.ActScale] = MappingProxyType(
+    {
+        "a8_token": _native.ActScale.TOKEN,
+        "a8_tensor": _native.ActScale.TENSOR,
+        "a8_static": _native.ActScale.STATIC,
+        "llm_int8": _native.ActScale.OUTLIERS,
+    }
+)  # of a8, for whole rows
 _INTEGER_ACTS = (_native.Act.A8, _native.Act.A16, _native.Act.A8A16)
 TWO_LEVELS = (_native.Scaling.SUB4, _native.Scaling.SUB6, _native.Scaling.SUB8)
 _FLOAT_CODES = MappingProxyType(
@@ -52,6 +60,7 @@ class Storage:
                 says so; "rounded": requantized natively; "encoded": through the numpy encoder.
     convention  of a rounded one.
     sparse      of every four codes two are held: those that may be other than zero.
+    scale       what shares a scale of activations; peak: the input that becomes 127, of STATIC.
     """
 
     role: Role
@@ -63,19 +72,34 @@ class Storage:
     source_format: NumberFormat
     convention: str = ""
     sparse: bool = False
+    scale: _native.ActScale = _native.ActScale.GROUP
+    peak: float = 0.0
+
+    @property
+    def kind(self) -> ActivationFormat:
+        """What it was asked for, or stands for "auto"."""
+        scaled = next((name for name, scale in SCALES.items() if scale == self.scale), None)
+        return scaled or ACTIVATIONS[self.act]
 
     @property
     def activations(self) -> str:
         """Name of the activations' format, as receipts have it."""
-        name = ACTIVATIONS[self.act]
-        if self.act not in _INTEGER_ACTS:
+        name = self.kind
+        if self.act not in _INTEGER_ACTS or name in SCALES:
             return name
         group = _group(self.format, self.shape)
         return f"{name}_g{a8_group_for(group, padded_width(self.shape[1]))}"
 
 
-def storage(role: Role, view: TensorView, config: RuntimeConfig, tied: bool = False) -> Storage:
-    """The storage of a role's matrix; `tied`: the embedding is the head as well.
+def storage(
+    role: Role,
+    view: TensorView,
+    config: RuntimeConfig,
+    tied: bool = False,
+    maxima: Mapping[str, float] = MappingProxyType({}),
+) -> Storage:
+    """The storage of a role's matrix; `tied`: the embedding is the head as well; `maxima`: the
+    largest input of each matrix, for a8_static.
 
     Raises FormatError when its shape can't take the format, UnsupportedError when the activations
     asked for don't go with it.
@@ -89,7 +113,11 @@ def storage(role: Role, view: TensorView, config: RuntimeConfig, tied: bool = Fa
     act = _activations(role, target, config)
     _check_group(role, target, shape, act)
     sparse = method == "encoded" and _two_of_four(view, target, act, config.isa)
-    return Storage(role, shape, target, method, act, stored, view.format, convention, sparse)
+    scale = SCALES.get(activations_for(role, config), _native.ActScale.GROUP)
+    peak = largest_input(role, maxima) if scale == _native.ActScale.STATIC else 0.0
+    return Storage(
+        role, shape, target, method, act, stored, view.format, convention, sparse, scale, peak
+    )
 
 
 def wanted_format(role: Role, config: RuntimeConfig, tied: bool = False) -> str:
@@ -211,9 +239,10 @@ def _activations(role: Role, target: NumberFormat, config: RuntimeConfig) -> _na
             return _native.Act.A8
         exact = target.plain and target.bits > 8 and target != BF16
         return _native.Act.F32 if exact else _native.Act.BF16
-    act = next(act for act, name in ACTIVATIONS.items() if name == asked)
-    if act in _INTEGER_ACTS and not (takes_a8 if asked == "a8" else takes_a16)(target):
-        codebooks = " and codebooks of up to 16 levels" if asked == "a8" else ""
+    kind = "a8" if asked in SCALES else asked
+    act = next(act for act, name in ACTIVATIONS.items() if name == kind)
+    if act in _INTEGER_ACTS and not (takes_a8 if kind == "a8" else takes_a16)(target):
+        codebooks = " and codebooks of up to 16 levels" if kind == "a8" else ""
         raise UnsupportedError(
             f"{role} is {target}: {asked} multiplies integers{codebooks}; "
             "use activations auto or abf16, or an integer format"

@@ -27,23 +27,28 @@ from octavo.backends.base import (
     Support,
 )
 from octavo.backends.reference.decoder import ReferenceDecoder
+from octavo.backends.reference.integer import IN_FLOATS
 from octavo.backends.reference.kv import PagedKv
 from octavo.backends.reference.options import ReferenceOptions
 from octavo.backends.reference.results import check_greedy, fill
 from octavo.backends.reference.weights import Formats, load_weights
-from octavo.backends.served import cache_tokens, kv_reasons, settled
+from octavo.backends.served import (
+    VARIANT,
+    block_size_for,
+    cache_tokens,
+    check_variant,
+    kv_reasons,
+    outlier_notes,
+    settled,
+)
 from octavo.core.errors import UnsupportedError
-from octavo.formats.activations import OUTLIER
-from octavo.formats.kivi import KIVI_BITS, KIVI_GROUP
 from octavo.formats.kv import kv_head_bytes
 from octavo.io.served import served_by
 from octavo.io.weights import WeightSource
 from octavo.spec.decoder import DecoderSpec, Role
 from octavo.spec.graph import kv_groups, linear_roles, roles
 
-_MANY_OUTLIERS = 0.01
 KV_BYTES = 2**30  # what a context of 0 may take for keys and values
-_VARIANT = "a8_tensor: not batch-invariant, one scale for all rows of a step"
 _NOTE = "rounding depends on the batch's shape: equal to rounding, not bit for bit"
 
 
@@ -136,7 +141,12 @@ class ReferenceExecutor:
             packed_bytes=sum(w.nbytes for w in self.decoder.weights.values()),
             kernels=kernels,
             requantized=self.config.format != "source",
-            notes=(_NOTE, *self._notes, *self._outlier_notes()),
+            notes=(
+                _NOTE,
+                *self._notes,
+                *outlier_notes(*self._outliers()),
+                *_pipeline_notes(self.config, kernels),
+            ),
             kv_bytes_per_token=sum(self.layout.block_bytes) // self.layout.block_size,
         )
 
@@ -155,21 +165,31 @@ class ReferenceExecutor:
             bytes_per_token=weight.nbytes,
         )
 
-    def _outlier_notes(self) -> tuple[str, ...]:
-        """What LLM.int8() kept out of its integers so far."""
-        seen, found = self.decoder.inputs_seen, self.decoder.outliers_seen
-        if not seen:
-            return ()
-        share = found / seen
-        note = f"llm_int8: {share:.3%} of inputs exceeded {OUTLIER:g} and were not rounded"
-        if share <= _MANY_OUTLIERS:
-            return (note,)
-        return (note, f"llm_int8: more than {_MANY_OUTLIERS:.0%}: integers save little here")
+    def _outliers(self) -> tuple[int, int]:
+        return self.decoder.inputs_seen, self.decoder.outliers_seen
 
     def _norm_bytes(self) -> int:
         weights = self.decoder.weights
         small = sum(weights[role].nbytes for role in roles(self.spec) if weights[role].ndim == 1)
         return small + weights[Role("embed")][0].nbytes
+
+
+def _pipeline_notes(config: RuntimeConfig, kernels: tuple[KernelUse, ...]) -> tuple[str, ...]:
+    """What of a pipeline of integers is in integers, and what isn't."""
+    if config.kv_format != "int8_dot":
+        return ()
+    floats = [
+        use.role
+        for use in kernels
+        if not (use.activations.startswith("a8") and not use.activations.startswith("a8a16"))
+        or not use.format.startswith("int")
+    ]
+    some = f"{len(floats)} of {len(kernels)} linear layers ({', '.join(floats[:3])} ...), "
+    return (
+        "attention's products (q k, p v) in int8 with exact sums; in floats: "
+        + (some if floats else "of linear layers none, ")
+        + IN_FLOATS,
+    )
 
 
 def load_reference(
@@ -201,17 +221,9 @@ def load_reference(
     kinds = [rule.kind for rule in decoder.rules.values()]
     majority = max(sorted(set(kinds)), key=kinds.count)
     if "a8_tensor" in kinds:
-        _check_variant(config)
-        notes = (*notes, _VARIANT)
+        check_variant(config)
+        notes = (*notes, VARIANT)
     return ReferenceExecutor(decoder, formats, replace(config, activations=majority), notes)
-
-
-def _check_variant(config: RuntimeConfig) -> None:
-    if config.strict:
-        raise UnsupportedError(
-            "strict: activations a8_tensor take one scale for all rows of a step, so that a text's "
-            "numbers depend on its neighbours; use a8_token or a8_static"
-        )
 
 
 def resolve(spec: DecoderSpec, config: RuntimeConfig) -> RuntimeConfig:
@@ -231,16 +243,9 @@ def resolve(spec: DecoderSpec, config: RuntimeConfig) -> RuntimeConfig:
         config,
         kv_tokens=cache_tokens(config, int(KV_BYTES // per_token)),
         threads=config.threads or torch.get_num_threads(),
-        block_size=_block_size(config),
+        block_size=block_size_for(config),
         isa="torch",
     )
-
-
-def _block_size(config: RuntimeConfig) -> int:
-    """KIVI's groups of tokens don't cross blocks, so that texts can share a block, or drop it."""
-    if config.kv_format not in KIVI_BITS:
-        return config.block_size
-    return -(-config.block_size // KIVI_GROUP) * KIVI_GROUP
 
 
 def kv_layout(spec: DecoderSpec, config: RuntimeConfig) -> KvLayout:

@@ -12,6 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from octavo.backends.base import KvFormat, KvLayout, StepBatch
 from octavo.backends.reference.attention import attend, visible
+from octavo.backends.reference.integer import attend_int8
 from octavo.backends.reference.kivi import attend_kivi, whole_groups
 from octavo.backends.reference.rounding import round_kv
 from octavo.core.errors import InternalError
@@ -59,7 +60,9 @@ class DenseKv:
 
 def stored_as(format: KvFormat) -> KvFormat:
     """What keys and values are rounded to when they are written: KIVI's are rounded again when
-    they are read, by how old they are then."""
+    they are read, by how old they are then; those of integer products are, for their codes."""
+    if format == "int8_dot":
+        return "fp32"
     return "bf16" if format in KIVI_BITS else format
 
 
@@ -76,6 +79,8 @@ def answered(
     k_at = torch.arange(len(kv[0]), device=q.device) if at is None else at
     if format in KIVI_BITS:
         return attend_kivi(spec, KIVI_BITS[format], queries, kv, k_at)
+    if format == "int8_dot":
+        return attend_int8(spec, queries, kv, k_at).to(q.dtype)
     return attend(spec, q, *kv, q_at, k_at)
 
 

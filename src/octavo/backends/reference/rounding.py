@@ -67,13 +67,18 @@ def round_kv(
     """Keys and values [..., head_dim] as a cache of `format` gives them back; fp32 keeps them.
 
     The integer formats are rounded in fp32 as the native cache does, to the same codes and scales.
-    Raises UnsupportedError for values beyond the range of fp16 or fp8, which has no scale here, and
-    for KIVI's formats, where it depends on the query.
+    Raises UnsupportedError for values beyond the range of fp16 or fp8, which has no scale here, for
+    KIVI's formats, where it depends on the query, and for int8_dot, which rounds more than these.
     """
     if format in KIVI_BITS:
         raise UnsupportedError(
             f"{format} rounds keys and values when they leave a window, which passes over whole "
             "texts, such as training's, don't do; use int4 or int8 there"
+        )
+    if format == "int8_dot":
+        raise UnsupportedError(
+            "int8_dot rounds queries and the softmax too, which passes over whole texts, such as "
+            "training's, don't do; use int8 there"
         )
     if format == "fp32":
         return k, v

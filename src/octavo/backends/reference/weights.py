@@ -7,7 +7,8 @@ from dataclasses import replace
 import torch
 
 from octavo.backends.reference.options import ActivationRule, ReferenceOptions, activation_rule
-from octavo.core.errors import ModelFileError, UnsupportedError
+from octavo.backends.served import largest_input
+from octavo.core.errors import ModelFileError
 from octavo.formats.number_format import NumberFormat
 from octavo.formats.rtn import fake_quantize
 from octavo.io.weights import WeightSource
@@ -48,13 +49,7 @@ def _rule(
     rule = activation_rule(format, role_shape(spec, role)[-1], asked, options.wide_ratio)
     if rule.kind != "a8_static":
         return rule
-    name = next((name for name in _full_names(role) if name in options.maxima), None)
-    if name is None:
-        raise UnsupportedError(
-            f"a8_static needs the largest input of {role}, which an artifact compressed with "
-            "--activations a8_static holds; use a8_token, or compress the model so"
-        )
-    return replace(rule, peak=options.maxima[name])
+    return replace(rule, peak=largest_input(role, options.maxima))
 
 
 def _load(
@@ -84,11 +79,3 @@ def wanted_format(role: Role, head: Role, options: ReferenceOptions) -> str:
 def _names(role: Role, head: Role) -> list[str]:
     names = [] if role.layer is None else [f"layers.{role.layer}.{role.part}"]
     return [*names, role.part, "head"] if role == head else [*names, role.part]
-
-
-def _full_names(role: Role) -> tuple[str, ...]:
-    """What a recipe calls one matrix; a tied head is called by either name."""
-    if role.layer is None:
-        return (str(role.part), "head") if role.part == "embed" else (str(role.part),)
-    expert = "" if role.expert is None else f"experts.{role.expert}."
-    return (f"layers.{role.layer}.{expert}{role.part}",)

@@ -82,6 +82,10 @@ class Qat:
                 f"qat: kv_format {self.kv_format} rounds by how old a key is, which training, on "
                 "whole texts, doesn't do; give int4 or int8"
             )
+        if self.kv_format == "int8_dot":
+            raise ConfigError(
+                "qat: kv_format int8_dot rounds the softmax too, as training doesn't; give int8"
+            )
         self._config(0)
 
     def train(self, task: TrainTask) -> Mapping[Role, QuantizedTensor | Tensor]:
