@@ -99,7 +99,8 @@ void bind_weight(nb::module_& m) {
       .value("BF16", Code::kBf16)
       .value("F32", Code::kF32)
       .value("SPARSE_NIBBLE", Code::kSparseNibble)
-      .value("SPARSE_BYTE", Code::kSparseByte);
+      .value("SPARSE_BYTE", Code::kSparseByte)
+      .value("TRELLIS", Code::kTrellis);
   nb::enum_<Act>(m, "Act")
       .value("A8", Act::kA8)
       .value("A16", Act::kA16)

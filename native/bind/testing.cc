@@ -42,9 +42,9 @@ using octavo::PackPlan;
 using octavo::Scaling;
 
 // In the order of Code.
-constexpr const char* kCodeNames[] = {"two", "three",         "nibble",     "five",
-                                      "six", "byte",          "f16",        "bf16",
-                                      "f32", "sparse_nibble", "sparse_byte"};
+constexpr const char* kCodeNames[] = {"two", "three",         "nibble",      "five",
+                                      "six", "byte",          "f16",         "bf16",
+                                      "f32", "sparse_nibble", "sparse_byte", "trellis"};
 
 Code code_of(const std::string& name) {
   for (size_t i = 0; i < std::size(kCodeNames); ++i) {
@@ -263,6 +263,7 @@ std::vector<RowTuple> rows(const std::string& isa) {
   std::vector<RowTuple> out;
   for (int i = 0; i < table.n_linear; ++i) {
     const octavo::LinearKernel& r = table.linear[i];
+    if (!can_run(r)) continue;
     out.emplace_back(r.name, kActs[static_cast<int>(r.act)], kCodeNames[static_cast<int>(r.code)],
                      r.levels != octavo::Levels::kNone, r.fast, r.isa_rounding);
   }

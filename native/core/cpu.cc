@@ -14,7 +14,7 @@ namespace {
 struct Features {
   bool fma = false, f16c = false, avx2 = false;
   bool avx512f = false, avx512bw = false, avx512vl = false, avx512dq = false;
-  bool avx512vnni = false, avx512bf16 = false, avxvnni = false;
+  bool avx512vnni = false, avx512vbmi = false, avx512bf16 = false, avxvnni = false;
   bool asimd = false, asimddp = false, i8mm = false, bf16 = false;
 };
 
@@ -53,6 +53,7 @@ Features detect() {
   f.avx512bw = zmm && bit(seven.b, 30);
   f.avx512vl = zmm && bit(seven.b, 31);
   f.avx512vnni = zmm && bit(seven.c, 11);
+  f.avx512vbmi = zmm && bit(seven.c, 1);
   f.avxvnni = ymm && bit(seven1.a, 4);
   f.avx512bf16 = zmm && bit(seven1.a, 5);
   return f;
@@ -93,6 +94,8 @@ bool cpu_has_avx512() {
 
 bool cpu_has_avx512vnni() { return cpu_has_avx512() && features().avx512vnni; }
 
+bool cpu_has_avx512vbmi() { return cpu_has_avx512vnni() && features().avx512vbmi; }
+
 bool cpu_has_avx512bf16() { return cpu_has_avx512vnni() && features().avx512bf16; }
 
 bool cpu_has_neon() { return features().asimd; }
@@ -115,6 +118,7 @@ std::string cpu_features() {
              {f.avx512vl, "avx512vl"},
              {f.avx512dq, "avx512dq"},
              {f.avx512vnni, "avx512_vnni"},
+             {f.avx512vbmi, "avx512vbmi"},
              {f.avx512bf16, "avx512_bf16"},
              {f.asimd, "asimd"},
              {f.asimddp, "asimddp"},

@@ -10,6 +10,7 @@ bool cpu_has_avxvnni();     // avx2 and AVX-VNNI
 bool cpu_has_avx512();      // F, BW, VL, DQ, and all of avx2
 bool cpu_has_avx512vnni();  // avx512 and VNNI
 bool cpu_has_avx512bf16();  // avx512vnni and BF16
+bool cpu_has_avx512vbmi();  // avx512vnni and VBMI
 bool cpu_has_neon();        // every aarch64
 bool cpu_has_neon_dotprod();
 bool cpu_has_neon_i8mm();    // with dotprod

@@ -10,6 +10,7 @@ constexpr int kLanes = 16;  // output rows of a panel = lanes of a 512-bit regis
 constexpr int kUnit = 32;   // inputs of a unit: K is padded with zeros to a multiple of it
 
 // How codes lie, by their bits: 2, 3, 4, 5, 6, 8; kF16, kBf16 and kF32 hold values, not codes.
+// kTrellis: 2 bits whose levels go by windows of four codes (src/octavo/formats/trellis.py).
 // kSparse*: codes of 4 or 8 bits of which at most two in every aligned four aren't 8 or 128.
 enum class Code : uint8_t {
   kTwo,
@@ -22,7 +23,8 @@ enum class Code : uint8_t {
   kBf16,
   kF32,
   kSparseNibble,
-  kSparseByte
+  kSparseByte,
+  kTrellis
 };
 enum class Act : uint8_t { kA8, kBf16, kF32, kA16, kA8A16 };  // a8, abf16, a32, a16, a8a16
 
@@ -30,6 +32,7 @@ enum class Act : uint8_t { kA8, kBf16, kF32, kA16, kA8A16 };  // a8, abf16, a32,
 static inline constexpr int code_bits(Code code) {
   switch (code) {
     case Code::kTwo:
+    case Code::kTrellis:
       return 2;
     case Code::kThree:
       return 3;
@@ -62,7 +65,9 @@ static inline constexpr int unit_bytes(Code code) {
   const int all = code_bits(code) * kLanes * kUnit / 8;
   return is_sparse(code) ? all / 2 + 4 * kLanes : all;
 }
-static inline constexpr int level_count(Code code) { return code_bits(code) <= 4 ? 16 : 256; }
+static inline constexpr int level_count(Code code) {
+  return code_bits(code) <= 4 && code != Code::kTrellis ? 16 : 256;
+}
 
 // A weight [n, k] packed in panels of 16 rows. One layout for all ISAs ("T16", docs/kernels.md).
 //
@@ -85,6 +90,9 @@ static inline constexpr int level_count(Code code) { return code_bits(code) <= 4
 //            lines: low nibble of line i for j = i, high nibble for j = 2 + i. Stored as code xor
 //            8 (128). Then a line of masks: bit c of nibble q of a row's word = input 4q + c is
 //            stored; two in each nibble
+//   kTrellis 2 lines: codes of inputs 0 .. 15 and 16 .. 31, two bits each from the lowest on. Both
+//            words of a row are a run, a ring of 64 bits: the level of input i is
+//            levels8[rotr(run, 2 i) & 255]. Codes of such rows are given as these windows
 //   kF16     per k, 32 B = [row 0..15] fp16
 //   kBf16    per 2 k, one line of 64 B = [row 0..15][2] bf16 (k even, k odd)
 //   kF32     per k, one line of 64 B = [row 0..15] float
@@ -114,7 +122,8 @@ struct PackedWeight {
   bool has_offset = false;
   bool has_zero = false;  // a zero per group, and no offsets; `zero` is 0 then
   int32_t super_shift = 0, sub_bias = 0;
-  // A codebook has 16 levels (codes of up to 4 bits; those beyond the codes are unused) or 256.
+  // A codebook has 16 levels (codes of up to 4 bits; those beyond the codes are unused) or 256 (a
+  // trellis has too).
   const int8_t* levels8 = nullptr;  // integers (IQ4_NL)
   const float* levels = nullptr;    // floats (NF4, fp8)
   // For a8, levels as 16-bit integers: level = level_step * (256 * levels16[i] + levels16[n + i])

@@ -14,6 +14,13 @@ template <Code kCode, int kQuad>
 OCTAVO_INLINE I load_codes(const uint8_t* unit) {
   if constexpr (is_sparse(kCode)) return Spread<kCode, kQuad>::codes(unit);
   if constexpr (kCode == Code::kByte) return i_load(unit + 64 * kQuad);
+  if constexpr (kCode == Code::kTrellis) {
+    I windows = windows_of(unit, 4 * kQuad);
+    for (int c = 1; c < 4; ++c) {
+      windows = i_or(windows, i_shl(windows_of(unit, 4 * kQuad + c), 8 * c));
+    }
+    return windows;
+  }
   constexpr int kHalf = kQuad / 4, kPart = kQuad % 4;
   if constexpr (kCode == Code::kTwo || kCode == Code::kThree) {
     const I two = b_and(b_shift<-2 * kPart>(i_load(unit + 64 * kHalf)), 3);

@@ -17,10 +17,20 @@ inline int sparse_code_at(const uint8_t* unit, int row, int quad, int c) {
   return ((unit[64 * (quad / 2 % 2) + byte] >> (4 * (quad / 4))) & 15) ^ 8;
 }
 
+// The window of input i: of the run's 64 bits, as a ring, the 8 from bit 2 i on.
+inline int window_at(const uint8_t* unit, int row, int i) {
+  uint32_t low, high;
+  __builtin_memcpy(&low, unit + 4 * row, 4);
+  __builtin_memcpy(&high, unit + 64 + 4 * row, 4);
+  const uint64_t run = static_cast<uint64_t>(high) << 32 | low;
+  return static_cast<int>((run >> (2 * i) | run << (64 - 2 * i) % 64) & 255);
+}
+
 // The code of input 4 quad + c of a unit (core/types.h says where it lies).
 template <Code kCode>
 inline int code_at(const uint8_t* unit, int row, int quad, int c) {
   if (is_sparse(kCode)) return sparse_code_at<kCode>(unit, row, quad, c);
+  if (kCode == Code::kTrellis) return window_at(unit, row, 4 * quad + c);
   const uint8_t* at = unit + 4 * row + c;
   if (kCode == Code::kByte) return at[64 * quad];
   const int half = quad / 4, part = quad % 4;

@@ -68,10 +68,19 @@ inline I sparse_codes_of(const uint8_t* unit, int i) {
   return i_xor(i_gt(there, zero, kept, zero), i_set1(sparse_zero(kCode)));
 }
 
+// The windows of input i, one a lane.
+inline I windows_of(const uint8_t* unit, int i) {
+  const int from = 2 * (i % 16), line = i / 16;
+  I bits = i_shr(i_load(unit + 64 * line), from);
+  if (from > 24) bits = i_or(bits, i_shl(i_load(unit + 64 * (1 - line)), 32 - from));
+  return i_and(bits, i_set1(255));
+}
+
 // The codes of input i of a unit, one a lane (core/types.h says where they lie).
 template <Code kCode>
 inline I codes_of(const uint8_t* unit, int i) {
   if constexpr (is_sparse(kCode)) return sparse_codes_of<kCode>(unit, i);
+  if constexpr (kCode == Code::kTrellis) return windows_of(unit, i);
   const int quad = i / 4, byte = 8 * (i % 4), half = quad / 4, part = quad % 4;
   if (kCode == Code::kByte) return bits_at(unit + 64 * quad, byte, 255);
   if (kCode == Code::kTwo || kCode == Code::kThree) {
@@ -145,6 +154,8 @@ inline void decode_unit(const PackedWeight& w, const Levels32& lv, const uint8_t
       return decode_coded<Code::kSix>(w, lv, panel, k, out);
     case Code::kByte:
       return decode_coded<Code::kByte>(w, lv, panel, k, out);
+    case Code::kTrellis:
+      return decode_coded<Code::kTrellis>(w, lv, panel, k, out);
     case Code::kF16:
       return decode_f16(panel, k, out);
     case Code::kBf16:

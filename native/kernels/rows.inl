@@ -28,14 +28,16 @@
   OCTAVO_AFFINE_ROWS(OCTAVO_PLAIN_A8_ROW), OCTAVO_FEW_LEVELS_A8_ROWS(OCTAVO_PLAIN_A8_ROW), \
       OCTAVO_MANY_LEVELS_A8_ROWS(OCTAVO_PLAIN_A8_ROW),                                     \
       OCTAVO_PLAIN_A8_ROW("lut4", Code::kNibble, Levels::kInt8),                           \
-      OCTAVO_PLAIN_A8_ROW("lut8", Code::kByte, Levels::kInt8)
+      OCTAVO_PLAIN_A8_ROW("lut8", Code::kByte, Levels::kInt8),                             \
+      OCTAVO_PLAIN_A8_ROW("t2", Code::kTrellis, Levels::kInt8)
 
 // With hand-written dots; codebooks of more than 16 levels stay plain.
 #define OCTAVO_TILED_A8_ROWS                                                               \
   OCTAVO_AFFINE_ROWS(OCTAVO_TILED_A8_ROW), OCTAVO_FEW_LEVELS_A8_ROWS(OCTAVO_TILED_A8_ROW), \
       OCTAVO_MANY_LEVELS_A8_ROWS(OCTAVO_PLAIN_A8_ROW),                                     \
       OCTAVO_TILED_A8_ROW("lut4", Code::kNibble, Levels::kInt8),                           \
-      OCTAVO_PLAIN_A8_ROW("lut8", Code::kByte, Levels::kInt8)
+      OCTAVO_PLAIN_A8_ROW("lut8", Code::kByte, Levels::kInt8),                             \
+      OCTAVO_PLAIN_A8_ROW("t2", Code::kTrellis, Levels::kInt8)
 
 #define OCTAVO_A16_ROW(what, code, levels, fast, run) \
   {OCTAVO_ROW_NAME("a16_" what), Act::kA16, code, levels, fast, false, run}
@@ -49,12 +51,14 @@
 #define OCTAVO_PLAIN_A16_ROWS                                     \
   OCTAVO_AFFINE_ROWS(OCTAVO_PLAIN_A16_ROW),                       \
       OCTAVO_PLAIN_A16_ROW("lut4", Code::kNibble, Levels::kInt8), \
-      OCTAVO_PLAIN_A16_ROW("lut8", Code::kByte, Levels::kInt8)
+      OCTAVO_PLAIN_A16_ROW("lut8", Code::kByte, Levels::kInt8),   \
+      OCTAVO_PLAIN_A16_ROW("t2", Code::kTrellis, Levels::kInt8)
 
 #define OCTAVO_TILED_A16_ROWS                                     \
   OCTAVO_AFFINE_ROWS(OCTAVO_TILED_A16_ROW),                       \
       OCTAVO_TILED_A16_ROW("lut4", Code::kNibble, Levels::kInt8), \
-      OCTAVO_PLAIN_A16_ROW("lut8", Code::kByte, Levels::kInt8)
+      OCTAVO_PLAIN_A16_ROW("lut8", Code::kByte, Levels::kInt8),   \
+      OCTAVO_PLAIN_A16_ROW("t2", Code::kTrellis, Levels::kInt8)
 
 // Two stored codes of every four.
 #define OCTAVO_SPARSE_ROWS(row) \
@@ -70,6 +74,10 @@
         linear_group<code, wide>                                                 \
   }
 
+#define OCTAVO_TRELLIS_ROW(act, name, wide)                                            \
+  {OCTAVO_ROW_NAME(name "_t2"),       act, Code::kTrellis, Levels::kAny, false, false, \
+   linear_group<Code::kTrellis, wide>}
+
 #define OCTAVO_VALUE_ROW(act, name, code, fast, run) \
   {OCTAVO_ROW_NAME(name), act, code, Levels::kNone, fast, false, run}
 
@@ -80,6 +88,7 @@
       OCTAVO_GROUP_ROWS(act, name, "5", Code::kFive, wide, fast, false),          \
       OCTAVO_GROUP_ROWS(act, name, "6", Code::kSix, wide, fast, false),           \
       OCTAVO_GROUP_ROWS(act, name, "8", Code::kByte, wide, fast, false),          \
+      OCTAVO_TRELLIS_ROW(act, name, wide),                                        \
       OCTAVO_VALUE_ROW(act, name "_f16", Code::kF16, fast, linear_float<wide>),   \
       OCTAVO_VALUE_ROW(act, name "_bf16", Code::kBf16, fast, linear_float<wide>), \
       OCTAVO_VALUE_ROW(act, name "_f32", Code::kF32, fast, linear_float<wide>)

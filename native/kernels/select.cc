@@ -74,6 +74,10 @@ bool serves(const LinearKernel& row, const PackedWeight& w, Act act) {
 
 }  // namespace
 
+bool can_run(const LinearKernel& row) {
+  return row.needs == Needs::kNothing || cpu_has_avx512vbmi();
+}
+
 const IsaChoice* isa_choices() { return kCandidates; }
 
 const KernelTable* kernels_for(const char* isa, const char** error) {
@@ -97,7 +101,7 @@ const LinearKernel* select_linear(const KernelTable& table, const PackedWeight& 
   const LinearKernel* found = nullptr;
   for (int i = 0; i < table.n_linear; ++i) {
     const LinearKernel& row = table.linear[i];
-    if (serves(row, w, act) && (!found || (row.fast && !found->fast))) found = &row;
+    if (can_run(row) && serves(row, w, act) && (!found || (row.fast && !found->fast))) found = &row;
   }
   return found;
 }

@@ -34,9 +34,12 @@ using LinearFn = void (*)(const PackedWeight& w, const ActView& x, int m, float*
 // as levels16, or any.
 enum class Levels : uint8_t { kNone, kInt8, kInt16, kAny };
 
+// What a row needs beyond its instruction set.
+enum class Needs : uint8_t { kNothing, kVbmi };
+
 struct LinearKernel {
   // Grammar: linear_<a8|a16|abf16|a32>_<w2|w3|w4|w5|w6|w8|s4|s8|f16|bf16|f32|lut2 .. lut8|lutw2 ..
-  // lutw8>_<isa>
+  // lutw8|t2>_<isa>
   const char* name;
   Act act;
   Code code;
@@ -44,6 +47,7 @@ struct LinearKernel {
   bool fast;          // a hand-written kernel; false: plain code, named as a fallback
   bool isa_rounding;  // rounds in the instruction's own way (vdpbf16ps): equality is per ISA only
   LinearFn run;
+  Needs needs = Needs::kNothing;
 };
 
 enum class MlpAct : uint8_t { kSilu, kGeluTanh };
@@ -180,7 +184,11 @@ const IsaChoice* isa_choices();  // [kIsaChoices]
 // to one of three texts: the CPU lacks it, this build lacks it, or no such ISA (with the list).
 const KernelTable* kernels_for(const char* isa, const char** error);
 
-// The first row (fast rows first) that serves the weight with this activation format; null: none.
+// Whether this processor has what the row needs.
+bool can_run(const LinearKernel& row);
+
+// The first row (fast rows first, of those that can run) that serves the weight with this
+// activation format; null: none.
 const LinearKernel* select_linear(const KernelTable& table, const PackedWeight& w, Act act);
 
 }  // namespace octavo

@@ -114,10 +114,23 @@ void pack_sparse(Code code, const uint8_t* codes, uint8_t* out) {
   put_word(out + 64 * lines, masks);
 }
 
+// A run: the code of each weight is the low bits of its window.
+inline void put_run(const uint8_t* windows, uint8_t* out) {
+  for (int half = 0; half < 2; ++half) {
+    uint32_t word = 0;
+    for (int i = 0; i < 16; ++i) {
+      word |= static_cast<uint32_t>(windows[16 * half + i] & 3) << (2 * i);
+    }
+    put_word(out + 64 * half, word);
+  }
+}
+
 // 32 codes of one row to its words, one a line.
 inline void pack_unit(Code code, const uint8_t* codes, uint8_t* out) {
   if (is_sparse(code)) {
     pack_sparse(code, codes, out);
+  } else if (code == Code::kTrellis) {
+    put_run(codes, out);
   } else if (code == Code::kByte) {
     for (int j = 0; j < 8; ++j) put_word(out + 64 * j, load_u32(codes + 4 * j));
   } else if (code == Code::kTwo || code == Code::kThree) {

@@ -22,6 +22,7 @@ class Code(enum.Enum):
     F32 = 8
     SPARSE_NIBBLE = 9
     SPARSE_BYTE = 10
+    TRELLIS = 11
 
 def code_for(bits: int) -> Code: ...
 

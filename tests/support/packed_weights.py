@@ -10,12 +10,14 @@ import numpy.typing as npt
 
 from octavo._native import testing
 from octavo.formats.codebooks import level_steps
+from octavo.formats.trellis import windows
 
 F32 = npt.NDArray[np.float32]
 ISAS: list[str] = testing.isas()
 IQ4 = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
 
-BITS = {"two": 2, "three": 3, "nibble": 4, "five": 5, "six": 6, "byte": 8}
+# Of a code as it is packed; of a trellis: a window's.
+BITS = {"two": 2, "three": 3, "nibble": 4, "five": 5, "six": 6, "byte": 8, "trellis": 8}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,10 @@ FORMS = [
     Form("int8_channel", "byte", 0, 128, True),
     Form("int8_g64", "byte", 64, 128),
     Form("lut8", "byte", 32, 0, levels8=True),
+    Form("trellis2", "trellis", 32, levels8=True),
+    Form("trellis2_g64", "trellis", 64, 0, True, levels8=True),
+    Form("trellis2_channel", "trellis", levels8=True),
+    Form("trellis2_subs", "trellis", 32, levels8=True, scaling="sub8"),
     Form("fp8", "byte", 0, 0, True, levels=True),
     Form("q4_g32_asym", "nibble", 32, points=True),
     Form("int2_g16_asym", "two", 16, points=True),
@@ -131,7 +137,7 @@ def make_case(form: Form, n: int, k: int, seed: int) -> Case:
         return float_case(form, n, k, rng)
     group = form.group if 0 < form.group < k else k
     groups = -(-k // group)
-    codes = rng.integers(0, 1 << BITS[form.code], (n, k)).astype(np.uint8)
+    codes = codes_of(form, n, k, rng)
     levels = levels_of(form, rng)
     packed = testing.packed(
         n, k, form.code, form.group or k, form.zero, scaling_of(form), extra_of(form),
@@ -152,6 +158,12 @@ def make_case(form: Form, n: int, k: int, seed: int) -> Case:
     return Case(
         packed, dense, products, values, sizes, extra, min(group, a8_group(form, k)), True
     )  # fmt: skip
+
+
+def codes_of(form: Form, n: int, k: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+    if form.code == "trellis":  # windows of whole runs: neighbours share bits
+        return windows(rng.integers(0, 256, (n, k // 4)).astype(np.uint8))
+    return rng.integers(0, 1 << BITS[form.code], (n, k)).astype(np.uint8)
 
 
 SUPER = 4  # groups of a super-group

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from octavo._native import testing
 from octavo.backends.base import KvFormat, RuntimeConfig
 from octavo.backends.native.backend import NativeBackend, load, resolve_isa
 from octavo.backends.native.memory import (
@@ -125,6 +126,18 @@ def test_mixed_formats_stand_on_lines_of_their_own() -> None:
 def test_strict_names_the_slow_parts() -> None:
     with pytest.raises(UnsupportedError, match=r"strict: no fast kernel on generic for .*down"):
         load_native(SPEC, replace(CONFIG, format="nf4_g32", strict=True, isa="generic"))
+
+
+def test_a_trellis_runs_everywhere_and_strict_knows_where_it_is_fast() -> None:
+    spec = replace(CONFIG, format="trellis2_g32", strict=True)
+    with pytest.raises(UnsupportedError, match=r"strict: no fast kernel on generic for .*down"):
+        load_native(SPEC, replace(spec, isa="generic"))
+    if "avx512vbmi" not in testing.cpu_features().split():
+        return
+    uses = load_native(SPEC, replace(spec, isa="avx512vnni")).receipt().kernels
+    assert {use.kernel for use in uses if use.role.startswith("layers")} == {
+        "linear_a8_t2_avx512vbmi"
+    }
 
 
 def test_resolved_configs_have_no_blanks() -> None:

@@ -88,6 +88,7 @@ def test_int4_g32_takes_four_and_a_half_bits() -> None:
 BITS = {
     "fp32": 32, "fp16": 16, "bf16": 16, "fp8_e4m3_channel": 8 + 32 / 1024,
     "int8_g32": 8.5, "int6_g32": 6.5, "int5_g32": 5.5, "int4_g32": 4.5, "int3_g32": 3.5,
+    "trellis2_g64": 2.25, "trellis2_channel": 2 + 32 / 1024,
     "int2_g32": 2.5, "ternary_channel": 2 + 32 / 1024, "nf4_g64": 4.25,
     "int4_g32_asym": 4.75, "int2_g64_asym": 2.375, "int4_g32_offset": 5, "int5_g32_offset": 6,
     "int2_g16_offset_su4x256": 84 / 32, "int3_g16_si6x256": 110 / 32,

@@ -165,8 +165,8 @@ def plan_of(format: NumberFormat, shape: tuple[int, int], sparse: bool = False) 
 
 
 def _code(format: NumberFormat) -> _native.Code:
-    """How codes lie in panels; those of a trellis as windows."""
-    return _native.Code.BYTE if format.run > 1 else _native.code_for(format.bits)
+    """How codes lie in panels."""
+    return _native.Code.TRELLIS if format.run > 1 else _native.code_for(format.bits)
 
 
 def native_bits(format: NumberFormat, shape: tuple[int, int]) -> float:
