@@ -214,6 +214,26 @@ def test_a_cancelled_step_is_run_again():
     assert tokens_by_choice(outputs + run_all(engine)) == expected(engine, request)
 
 
+def test_a_choice_that_takes_over_from_an_aborted_one_is_what_it_is_alone():
+    """The first had a slot: its step was cancelled, and it was aborted before the next."""
+    config = RuntimeConfig(max_tokens=2, max_seqs=2, context=24, block_size=1)
+    executor = fake_executor(2, (None,), 24, config)
+    engine = Engine(executor)
+    request = Request("a", (0, 0), SamplingParams(max_tokens=8, temperature=1.0, seed=1, n=2), ())
+    engine.submit(request)
+    executor.cancel_after = 0
+    assert engine.step() == []
+    executor.cancel_after = None
+    engine.abort("a", 0)
+    tokens: list[int] = []
+    while engine.has_work():
+        for output in engine.step():
+            assert output.choice == 1
+            tokens += output.tokens
+    assert tokens == executor.model.answer(request, 1, 24)
+    assert tokens != executor.model.answer(request, 0, 24)
+
+
 def test_cancel_is_for_the_running_step_and_its_requests():
     executor = fake_executor()
     engine = Engine(executor)

@@ -47,6 +47,7 @@ class Filler:
         empty = (np.zeros(0, np.int32), np.zeros(0, np.float32))
         self._bias: list[tuple[I32, F32]] = [empty] * config.max_seqs
         self._held_back: set[Sequence] = set()  # those that may not stop yet (min_tokens)
+        self._choices = [0] * config.max_seqs  # of the sequence in each slot
         self._order: list[int] = []  # slots of the previous step's sequences
         self._tables = [-1] * config.max_seqs  # stamp of the block table that each row holds
 
@@ -54,15 +55,25 @@ class Filler:
         """Lay out the plan. The batch is valid until the next call."""
         for sequence in plan.admitted:
             self._begin(sequence)
-        stale = bool(plan.admitted) or self._release_held_back()
+        stale = bool(plan.admitted) | self._release_held_back() | self._rename(plan.chunks)
         self._fill_rows(plan.chunks)
         order = [chunk.sequence.slot for chunk in plan.chunks]
         if stale or order != self._order:
             self._gather(order)
         return self.batch
 
+    def _rename(self, chunks: list[Chunk]) -> bool:
+        """A sequence whose own choice was aborted before others forked off goes on as the next."""
+        renamed = [
+            c.sequence for c in chunks if c.sequence.choice != self._choices[c.sequence.slot]
+        ]
+        for sequence in renamed:
+            self._begin(sequence)
+        return bool(renamed)
+
     def _begin(self, sequence: Sequence) -> None:
         params, slot = sequence.request.params, sequence.slot
+        self._choices[slot] = sequence.choice
         state_slot = slot if params.penalized else -1
         values = (
             state_slot, params.seed or 0, sequence.choice, params.temperature, params.top_k,
