@@ -26,6 +26,7 @@ using Floats = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 void bind_model(nb::module_& m);         // bind/model.cc
 void bind_probe(nb::module_& m);         // bind/probe.cc
+void bind_gram(nb::module_& m);          // bind/gram.cc
 void bind_trellis(nb::module_& m);       // bind/trellis.cc
 void bind_testing(nb::module_& m);       // bind/testing.cc
 void bind_exec_testing(nb::module_& m);  // bind/exec_testing.cc
@@ -193,6 +194,7 @@ NB_MODULE(_native, m) {
       "isa"_a);
   m.attr("STAGES") = nb::cast(std::vector<std::string>(kStageNames.begin(), kStageNames.end()));
   bind_probe(m);
+  bind_gram(m);
   bind_trellis(m);
   nb::module_ testing = m.def_submodule("testing", "Single kernels and parts, for tests.");
   bind_testing(testing);

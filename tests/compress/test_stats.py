@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
+from octavo import _native
 from octavo.compress.base import LinearStats, Needs
-from octavo.compress.stats import StatsGatherer, rescaled, sampled_sequences
+from octavo.compress.stats import StatsGatherer, products, rescaled, sampled_sequences
 
 ALL = Needs.ABSMAX | Needs.MEAN_ABS | Needs.HESSIAN | Needs.SAMPLES
 
@@ -70,3 +72,52 @@ def test_the_hessian_does_not_depend_on_how_rows_arrive() -> None:
     assert whole is not None
     assert parts is not None
     assert torch.equal(whole, parts)
+
+
+def halves_of(width: int, *parts: torch.Tensor) -> torch.Tensor:
+    summed = products(width, halves=True)
+    for part in parts:
+        summed.add(part)
+    return summed.sum()
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize(
+    ("width", "lengths"), [(12, (5, 7, 30)), (33, (1,)), (200, (1024, 3, 1500))]
+)
+def test_products_in_halves_are_those_of_rounded_rows(
+    width: int, lengths: tuple[int, ...], native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not native:
+        monkeypatch.setattr(_native, "gram_supported", lambda: False)
+    parts = [rows(n, width) for n in lengths]
+    found = halves_of(width, *parts)
+    x = torch.cat(parts).bfloat16().double()
+    # vdpbf16ps rounds both products of a pair and their sums: at most 2 eps for each row
+    bound = 2 * (sum(lengths) + len(lengths)) * 2**-24 * (x.abs().T @ x.abs())
+    assert ((found.double() - x.T @ x).abs() <= bound).all()
+    assert torch.equal(found, found.T)
+
+
+def test_products_in_halves_do_not_depend_on_threads() -> None:
+    parts, before = [rows(700, 300), rows(900, 300)], torch.get_num_threads()
+    found = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        found.append(halves_of(300, *parts))
+    torch.set_num_threads(before)
+    assert torch.equal(*found)
+
+
+@pytest.mark.skipif(not _native.gram_supported(), reason="no AVX-512 BF16")
+def test_products_in_halves_refuse_what_does_not_fit() -> None:
+    pairs = np.zeros(_native.gram_words(12), np.uint32)
+    x, square = np.zeros((4, 12), np.float32), np.zeros((12, 12), np.float32)
+    for at in (-2, 1, 1022):
+        with pytest.raises(ValueError, match="even"):
+            _native.gram_pack(x, at, pairs)
+    with pytest.raises(ValueError, match="gram_words"):
+        _native.gram_pack(np.zeros((4, 40), np.float32), 0, pairs)
+    for n, task in ((513, 0), (-1, 0), (2, 1), (2, -1)):
+        with pytest.raises(ValueError, match="gram_tasks"):
+            _native.gram_add(pairs, n, task, square)

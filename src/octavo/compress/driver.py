@@ -233,7 +233,7 @@ class Driver:
             return {}
         norm = Role("final_norm")
         decoder = BlockDecoder(self._spec, {norm: load_tensor(self._source, norm)})
-        gatherer = StatsGatherer(self._plan.needs(head), self._spec.hidden)
+        gatherer = StatsGatherer(self._plan.needs(head), self._spec.hidden, self._halves)
         kept = sampled_sequences(*self._tokens.shape)
         for n, x in enumerate(self._hidden(len(self._spec.layers)).read()):
             gatherer.add(decoder.final_norm(torch.from_numpy(x)), n in kept)
@@ -267,7 +267,7 @@ class Driver:
             if needs:
                 leader.update(dict.fromkeys(group, group[0]))
                 width = role_shape(self._spec, group[0])[1]
-                gatherers[group[0]] = StatsGatherer(needs, width)
+                gatherers[group[0]] = StatsGatherer(needs, width, self._halves)
         return leader, gatherers
 
     def _transformed(
