@@ -35,10 +35,10 @@ from octavo.formats.quantized import QuantizedTensor
 from octavo.io.checkpoint import open_model
 from octavo.io.corpora import stdlib_code
 from octavo.io.hub import resolve_model
+from octavo.io.memory_views import CodedView, FloatView
 from octavo.io.weights import TensorView, WeightSource
 from octavo.spec.decoder import DecoderSpec, Role
 from octavo.spec.graph import linear_roles, role_shape, roles
-from octavo.train.source import CodedView, FloatView
 
 CONTEXT = 512
 F64 = npt.NDArray[np.float64]

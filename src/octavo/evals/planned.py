@@ -16,9 +16,8 @@ from octavo.backends.base import Executor, KernelUse, RuntimeConfig
 from octavo.core.errors import OctavoError
 from octavo.evals.scorer import SingleSequence
 from octavo.evals.throughput import SpeedTest, run
-from octavo.formats.number_format import FP32, NumberFormat
-from octavo.formats.quantized import QuantizedTensor
-from octavo.io.weights import RawBlocks
+from octavo.formats.number_format import NumberFormat
+from octavo.io.memory_views import FloatView
 from octavo.spec.decoder import AttentionSpec, DecoderSpec, DenseMlp, LayerSpec, Role, RopeSpec
 from octavo.spec.graph import role_shape
 
@@ -111,34 +110,6 @@ def _bytes(uses: Sequence[KernelUse]) -> int:
     return sum(use.bytes_per_token for use in uses)
 
 
-@dataclass(frozen=True, slots=True)
-class _Tensor:
-    """A TensorView over values in memory."""
-
-    values: F32
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.values.shape
-
-    @property
-    def format(self) -> NumberFormat:
-        return FP32
-
-    def raw(self, start: int, stop: int) -> RawBlocks:
-        return RawBlocks("F32", np.ascontiguousarray(self.values[start:stop]).view(np.uint8))
-
-    def quantized(self, start: int, stop: int) -> QuantizedTensor:
-        rows = self.values[start:stop]
-        return QuantizedTensor(FP32, (rows.shape[0], rows.shape[1]), rows)
-
-    def float32(self, start: int = 0, stop: int | None = None) -> F32:
-        return self.values[start:stop]
-
-    def drop(self) -> None:
-        """Nothing is mapped."""
-
-
 class _Noise:
     """A WeightSource of normal weights, the same for every role of one shape."""
 
@@ -146,13 +117,13 @@ class _Noise:
         self._spec = spec
         self._made: dict[tuple[int, ...], F32] = {}
 
-    def tensor(self, role: Role) -> _Tensor:
+    def tensor(self, role: Role) -> FloatView:
         shape = role_shape(self._spec, role)
         if shape not in self._made:
             draws = np.random.default_rng(len(self._made))
             values = draws.standard_normal(shape, dtype=np.float32) / np.float32(shape[-1] ** 0.5)
             self._made[shape] = np.ones(shape, np.float32) if len(shape) == 1 else values
-        return _Tensor(self._made[shape])
+        return FloatView(self._made[shape])
 
     def has(self, role: Role) -> bool:
         return True
