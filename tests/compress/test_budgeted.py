@@ -28,6 +28,7 @@ from octavo.compress.sensitivity import Probing, Sensitivities, measure
 from octavo.compress.table import build_encoder
 from octavo.core.errors import ConfigError
 from octavo.formats import rtn
+from octavo.formats.layouts import chosen
 from octavo.formats.number_format import NumberFormat
 from octavo.io.artifact import open_artifact
 from octavo.io.checkpoint import open_model
@@ -70,6 +71,14 @@ def test_stored_bytes_are_those_of_an_encoding(name: str) -> None:
     format = NumberFormat.parse(name)
     weight = np.random.default_rng(0).standard_normal((6, 512)).astype(np.float32)
     assert stored_bytes(format, (6, 512)) == rtn.encode(weight, format).nbytes
+
+
+@pytest.mark.parametrize("name", ["ternary_channel", "ternary_g64"])
+def test_stored_bytes_of_ternary_codes_are_those_of_five_a_byte(name: str) -> None:
+    format = NumberFormat.parse(name)
+    tensor = rtn.encode(np.random.default_rng(0).standard_normal((6, 512), np.float32), format)
+    _, parts = chosen(tensor)
+    assert stored_bytes(format, (6, 512)) == parts["codes"].nbytes + tensor.scales.nbytes
 
 
 def probing(path: Path, count: int = 2) -> Probing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import signal
 import subprocess
@@ -17,13 +18,14 @@ from octavo.backends.base import RuntimeConfig
 from octavo.backends.native.backend import load
 from octavo.compress import job
 from octavo.compress.job import compress, partial
-from octavo.compress.recipe import Recipe, Step, assign, from_flags
+from octavo.compress.recipe import Recipe, Step, assign, from_flags, role_name
 from octavo.compress.state import HiddenStates, Stage, WorkDirectory
 from octavo.core.errors import ConfigError, FormatError, ModelFileError, ResourceError, UserError
 from octavo.evals.scorer import ExecutorScorer
 from octavo.formats import rtn
 from octavo.formats.granularity import PerGroup
 from octavo.formats.number_format import COMMON_NAMES, NumberFormat
+from octavo.io.artifact import artifact_name
 from octavo.io.checkpoint import open_model
 from octavo.io.tokenizer import load_tokenizer
 from octavo.spec.graph import role_shape, roles
@@ -93,6 +95,19 @@ def test_every_format_survives_the_files(format: str, tmp_path: Path) -> None:
         view = model.source.tensor(role)
         assert view.format == target
         assert np.array_equal(view.float32(), expected)
+
+
+@pytest.mark.parametrize("format", ["ternary_channel", "ternary_g32", "int4_g32", "bf16"])
+def test_the_reported_bits_are_those_of_the_files(format: str, tmp_path: Path) -> None:
+    path = small_model("qwen2", tmp_path / "m")
+    report = compress(path, from_flags("rtn", format), tmp_path / "out", material(0)).report
+    with open_model(tmp_path / "out") as model:
+        for matrix in report.matrices():
+            role = next(r for r in roles(model.spec) if role_name(r) == matrix.name)
+            name = artifact_name(model.spec, role)
+            held = sum(t.nbytes for key, t in model.tensors.items() if key.startswith(f"{name}."))
+            held += model.tensors[name].nbytes if name in model.tensors else 0
+            assert matrix.bits * math.prod(role_shape(model.spec, role)) == 8 * held, matrix.name
 
 
 @pytest.mark.parametrize("format", ["int4_g32", "int8_channel", "int4_g32_asym", "nf4_g32", "bf16"])

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from octavo.core.errors import FormatError
 from octavo.formats import rtn
-from octavo.formats.layouts import BITMASK, DENSE, TRITS, Stored, block_of, chosen, n_of_m
+from octavo.formats.layouts import (
+    BITMASK,
+    DENSE,
+    TRITS,
+    Stored,
+    block_of,
+    chosen,
+    n_of_m,
+    stored_bits,
+)
 from octavo.formats.number_format import NumberFormat
 from octavo.formats.quantized import QuantizedTensor
 
@@ -19,6 +28,8 @@ FORMATS = (
     "fp32", "bf16", "fp16", "fp8_e4m3", "fp8_e4m3_channel", "int4_g32", "int8_channel", "int3_g32",
     "int4_g32_asym", "int2_g32", "ternary_channel", "nf4_g32", "int6_g16_si8x32",
 )  # fmt: skip
+
+STORED = ("bf16", "int4_g32", "int8_tensor", "ternary_channel", "ternary_g32", "binary_channel")
 
 
 def pruned(pattern: str, n: int, k: int, seed: int = 0) -> np.ndarray:
@@ -166,3 +177,13 @@ def test_a_format_without_zero_cannot_leave_codes_out() -> None:
     offset = NumberFormat.parse("int4_g32_offset")
     with pytest.raises(FormatError, match="has no zero"):
         Stored(layout, offset, (32, 64), parts)
+
+
+@pytest.mark.parametrize("name", STORED)
+@pytest.mark.parametrize("width", [96, 160])
+def test_stored_bits_are_those_of_the_layout_that_is_chosen(name: str, width: int) -> None:
+    tensor = rtn.encode(pruned("", 48, width) + np.float32(8), NumberFormat.parse(name))
+    _, parts = chosen(tensor)
+    rest = sum(part.nbytes for key, part in tensor.state("").items() if key != ".codes")
+    total = 8 * (rest + sum(part.nbytes for part in parts.values()))
+    assert stored_bits(tensor.format, tensor.shape) * 48 * width == pytest.approx(total, rel=1e-12)

@@ -27,7 +27,9 @@ from octavo.core.errors import ConfigError
 from octavo.formats import rtn
 from octavo.formats.gguf_formats import gguf_type_of
 from octavo.formats.kv import kv_head_bytes
+from octavo.formats.layouts import is_ternary
 from octavo.formats.number_format import NumberFormat
+from octavo.formats.trits import trits_width
 from octavo.io.checkpoint import open_model
 from octavo.io.gguf_search import SHAPES
 from octavo.io.mapping import replacing
@@ -98,7 +100,8 @@ class Choice:
 def stored_bytes(format: NumberFormat, shape: tuple[int, int]) -> int:
     """Bytes of a matrix in an artifact, whose sub-scales take a byte each."""
     row = rtn.encode(np.ones((1, shape[1]), np.float32), format)
-    return row.nbytes * shape[0]
+    expanded = row.codes.nbytes - trits_width(shape[1]) if is_ternary(format) else 0
+    return (row.nbytes - expanded) * shape[0]
 
 
 def cache_bytes(spec: DecoderSpec, format: str, tokens: int) -> int:

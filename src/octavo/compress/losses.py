@@ -12,6 +12,7 @@ from octavo.compress.base import LinearStats
 from octavo.compress.block import slices
 from octavo.compress.report import MatrixReport
 from octavo.formats.casts import count_cast
+from octavo.formats.layouts import stored_bits
 from octavo.formats.number_format import FP32
 from octavo.formats.quantized import QuantizedTensor
 
@@ -40,7 +41,7 @@ def matrix_report(
         name=name,
         method=method,
         format=str(tensor.format),
-        bits=tensor.format.bits_per_value(tensor.shape),
+        bits=stored_bits(tensor.format, tensor.shape),
         weight_error=_ratio(lost, energy),
         output_error=output if output is None or math.isfinite(output) else None,
         casts=_casts(tensor, weight, stats),

@@ -10,6 +10,7 @@ from octavo.backends.reference.options import Precision
 from octavo.compress.block import BlockDecoder, load_block
 from octavo.compress.plan import Plan
 from octavo.core.errors import NumericsError
+from octavo.formats.layouts import stored_bits
 from octavo.formats.number_format import NumberFormat
 from octavo.io.weights import WeightSource
 from octavo.spec.decoder import DecoderSpec, Role
@@ -45,7 +46,7 @@ def _cost(plan: Plan) -> str:
     rows, width = role_shape(plan.spec, head)
     step = plan.steps.get(head)
     format = step.target if step else NumberFormat.parse("fp32")
-    size = rows * width * format.bits_per_value((rows, width)) / 8e6
+    size = rows * width * stored_bits(format, (rows, width)) / 8e6
     return f"prepared: the head was tied to the embedding; its own matrix adds {size:.1f} MB"
 
 

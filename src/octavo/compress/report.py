@@ -11,7 +11,7 @@ from typing import Any
 class MatrixReport:
     """One encoded matrix.
 
-    bits          per weight, scales included
+    bits          per weight as stored, scales included, what pruning saves not counted
     weight_error  |W - Q|^2 / |W|^2; after a train step, W is what it found encoded
     output_error  tr(D H D^T) / tr(W H W^T) with D = W - Q, where the step asked for H; else None
                   (as when it is no finite number)

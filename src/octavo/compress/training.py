@@ -15,6 +15,7 @@ from octavo.compress.recipe import role_name
 from octavo.compress.report import MatrixReport, StageReport
 from octavo.compress.state import Stage, WorkDirectory, merged
 from octavo.core.errors import FormatError, InternalError
+from octavo.formats.layouts import stored_bits
 from octavo.formats.quantized import QuantizedTensor
 from octavo.io.artifact import artifact_name
 from octavo.spec.decoder import Role
@@ -110,7 +111,7 @@ def _report(task: TrainTask, role: Role, tensor: QuantizedTensor, method: str) -
         name=role_name(role),
         method=method,
         format=str(tensor.format),
-        bits=tensor.format.bits_per_value(tensor.shape),
+        bits=stored_bits(tensor.format, tensor.shape),
         weight_error=moved / max(float((before**2).sum()), 1e-30),
         zeros=None if mask is None else float((~mask).float().mean(dtype=torch.float64)),
     )

@@ -16,7 +16,9 @@ from octavo.formats.codebooks import named_levels
 from octavo.formats.floats import float_dtype, largest
 from octavo.formats.gguf_formats import gguf_type_of
 from octavo.formats.granularity import Granularity, PerChannel, PerGroup, PerTensor, PerToken
+from octavo.formats.layouts import is_ternary, stored_bits
 from octavo.formats.number_format import SCALE_BITS, NumberFormat
+from octavo.formats.trits import PER_BYTE
 
 Field = Literal["sign", "exponent", "fraction", "code"]
 
@@ -177,6 +179,8 @@ def _digits(format: NumberFormat) -> float:
 
 def _parts(format: NumberFormat) -> tuple[Part, ...]:
     parts = [Part(_code_name(format), format.bits, "one weight")]
+    if is_ternary(format):
+        parts = [Part("five codes", 8, f"{PER_BYTE} weights of a row")]
     if format.plain:
         return tuple(parts)
     shared, top = _shared(format.granularity), format.super_scale
@@ -228,6 +232,6 @@ def _shared(granularity: Granularity) -> str:
 
 def _bits_at(format: NumberFormat, width: int) -> float | None:
     try:
-        return format.bits_per_value((width, width))
+        return stored_bits(format, (width, width))
     except FormatError:
         return None

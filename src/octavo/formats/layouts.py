@@ -204,6 +204,15 @@ def is_ternary(format: NumberFormat) -> bool:
     return format.variant == "ternary"
 
 
+def stored_bits(format: NumberFormat, shape: tuple[int, int]) -> float:
+    """Bits of storage per weight of `shape` = (out, in) where nothing was pruned: those of the
+    format, but that ternary codes lie five to a byte. Raises as `bits_per_value`."""
+    dense = format.bits_per_value(shape)
+    if not is_ternary(format):
+        return dense
+    return dense - format.bits + 8 * trits_width(shape[1]) / shape[1]
+
+
 def _candidates(there: npt.NDArray[np.bool_]) -> list[str]:
     """Layouts that this tensor's zeros allow."""
     found = [BITMASK]
