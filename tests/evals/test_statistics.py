@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from octavo.evals.statistics import Blocks, estimate
+from octavo.evals.statistics import Blocks, estimate, wilson
 
 LENGTH, TEXTS = 2048, 200
 
@@ -99,3 +99,22 @@ def test_no_tokens_is_our_own_bug() -> None:
 def test_infinite_replicates_give_an_infinite_interval() -> None:
     interval = estimate(np.inf, np.asarray([1.0, np.inf]))
     assert (interval.low, interval.high) == (-np.inf, np.inf)
+
+
+@pytest.mark.parametrize(("hits", "trials"), [(0, 5), (1, 10), (82, 164), (7, 7)])
+def test_wilsons_interval_ends_where_the_score_test_does(hits: int, trials: int) -> None:
+    # by definition: at its ends p the hits lie z standard deviations sqrt(p (1 - p) / n) from p n
+    found = wilson(hits, trials)
+    assert found.value == hits / trials
+    assert 0 <= found.low <= found.value <= found.high <= 1
+    for end in (found.low, found.high):
+        if end != found.value:
+            assert abs(hits / trials - end) == pytest.approx(
+                1.959963985 * np.sqrt(end * (1 - end) / trials), rel=1e-8
+            )
+
+
+@pytest.mark.parametrize(("hits", "trials"), [(1, 0), (3, 2), (-1, 2)])
+def test_wilson_refuses_what_is_no_share(hits: int, trials: int) -> None:
+    with pytest.raises(ValueError, match="trials"):
+        wilson(hits, trials)

@@ -10,7 +10,14 @@ import pytest
 from octavo import LLM
 from octavo.backends.base import RuntimeConfig
 from octavo.core.errors import ModelFileError
-from octavo.harness.human_eval import Attempt, Problem, attempts, pass_at_1, read_problems
+from octavo.harness.human_eval import (
+    Attempt,
+    Problem,
+    attempts,
+    difference,
+    pass_at_1,
+    read_problems,
+)
 from octavo.harness.sandbox import can_confine, run
 from support.served_process import tiny_chat_gguf
 
@@ -46,4 +53,27 @@ def test_a_model_without_a_clue_passes_nothing(tmp_path: Path) -> None:
     with LLM(str(path), config=RuntimeConfig(context=128, threads=1)) as llm:
         [found] = attempts(llm, [ADD], max_tokens=8)
     assert found.outcome == "failed"
-    assert pass_at_1([found, Attempt("T/1", "", "passed")]) == 0.5
+    assert pass_at_1([found, Attempt("T/1", "", "passed")]).value == 0.5
+
+
+@pytest.mark.skipif(not can_confine(), reason="no Landlock or user namespaces here")
+def test_completions_made_together_are_those_made_alone(tmp_path: Path) -> None:
+    path = tiny_chat_gguf(tmp_path / "tiny.gguf")
+    other = Problem("T/1", "def subtract(a, b):\n", "subtract", ADD.test)
+    with LLM(str(path), config=RuntimeConfig(context=128, threads=1, max_seqs=2)) as llm:
+        together = list(attempts(llm, [ADD, other, ADD], max_tokens=8))
+        alone = [*attempts(llm, [ADD], max_tokens=8), *attempts(llm, [other], max_tokens=8)]
+    assert together == [*alone, alone[0]]
+
+
+def test_differences_are_paired_by_problem() -> None:
+    def side(*passed: bool) -> list[Attempt]:
+        return [Attempt(f"T/{n}", "", "passed" if p else "failed") for n, p in enumerate(passed)]
+
+    same = difference(side(True, False), side(True, False))
+    assert (same.value, same.low, same.high) == (0, 0, 0)
+    worse = difference(side(*[False] * 8, *[True] * 8), side(*[True] * 16))
+    assert worse.value == -0.5
+    assert -1 < worse.low < -0.5 < worse.high < 0
+    with pytest.raises(ValueError, match="same problems"):
+        difference(side(True), side(True, True))

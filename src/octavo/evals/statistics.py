@@ -7,6 +7,8 @@ bootstrap). Statistics of two models share the draws and the tokens: their diffe
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import sqrt
+from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
@@ -69,6 +71,20 @@ def estimate(value: float, replicates: F64) -> Estimate:
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(replicates, [tail, 1 - tail])
     return Estimate(value, float(replicates.std(ddof=1)), float(low), float(high))
+
+
+def wilson(hits: int, trials: int) -> Estimate:
+    """A share of independent trials with Wilson's score interval (JASA 22, 1927), which stays
+    within 0 and 1 and holds for few hits too. Its error is that of the interval's middle."""
+    if not 0 <= hits <= trials or trials < 1:
+        raise ValueError(f"{hits} hits of {trials} trials")
+    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+    share, whole = hits / trials, 1 + z * z / trials
+    middle = (share + z * z / (2 * trials)) / whole
+    error = sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials)) / whole
+    low = 0.0 if hits == 0 else middle - z * error  # exactly, whatever the sums round to
+    high = 1.0 if hits == trials else middle + z * error
+    return Estimate(share, error, low, high)
 
 
 def _weighted_quantile(ranked: F64, weights: npt.NDArray[np.int64], q: float) -> float:

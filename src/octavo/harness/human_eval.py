@@ -18,8 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from octavo.core.errors import ModelFileError, ResourceError
 from octavo.engine.request import SamplingParams
+from octavo.evals.statistics import Blocks, Estimate, wilson
 from octavo.harness.sandbox import Limits, Outcome, run
 
 if TYPE_CHECKING:
@@ -83,14 +86,27 @@ def read_problems(text: bytes) -> tuple[Problem, ...]:
 def attempts(
     llm: LLM, problems: Sequence[Problem], max_tokens: int = 512, limits: Limits | None = None
 ) -> Iterator[Attempt]:
-    """One greedy completion of each problem, by the executor that serves the model."""
+    """One greedy completion of each problem, by the executor that serves the model: as many
+    together as it was loaded for (`max_seqs`), which never shows in an answer."""
     params = SamplingParams(max_tokens=max_tokens, stop=STOPS)
-    for problem in problems:
-        [answer] = llm.generate(problem.prompt, params)
+    answers = llm.generate([problem.prompt for problem in problems], params)
+    for problem, answer in zip(problems, answers, strict=True):
         outcome = run(problem.program(answer.text), limits)
         yield Attempt(problem.name, answer.text, outcome)
 
 
-def pass_at_1(found: Sequence[Attempt]) -> float:
-    """The share of attempts that passed."""
-    return sum(attempt.outcome == "passed" for attempt in found) / len(found)
+def pass_at_1(found: Sequence[Attempt]) -> Estimate:
+    """The share of attempts that passed, with Wilson's interval."""
+    return wilson(sum(attempt.outcome == "passed" for attempt in found), len(found))
+
+
+def difference(found: Sequence[Attempt], base: Sequence[Attempt]) -> Estimate:
+    """pass@1 of `found` less that of `base`, paired by problem: problems are resampled. Raises
+    ValueError when they aren't of the same problems in the same order."""
+    if [attempt.problem for attempt in found] != [attempt.problem for attempt in base]:
+        raise ValueError("a paired difference needs the same problems on both sides")
+    passed, before = (
+        np.array([attempt.outcome == "passed" for attempt in side], np.float64)
+        for side in (found, base)
+    )
+    return Blocks(len(found), size=1).mean(passed - before)
