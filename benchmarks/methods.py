@@ -5,8 +5,7 @@
 
 Writes src/octavo/compress/measured.json row by row; rows that are there under the same conditions
 aren't measured again, so that a run that was stopped goes on. Transforms, pruners and trainers go
-with the encoder that `octavo compress --method` gives them. Where a method learns its codebook,
-which rounding to nearest can't, embedding and head are rounded to int4_g64.
+with the encoder that `octavo compress --method` gives them.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ from octavo.compress.catalogue import MEASURED, Described, described
 from octavo.compress.job import Material, compress, read_material
 from octavo.compress.quality import measure
 from octavo.compress.recipe import Calibration, Recipe, from_flags
-from octavo.formats.number_format import NumberFormat
 from octavo.io.hub import resolve_model
 
 _COSTLY = ("learned", "trained")  # minutes each: last
@@ -63,9 +61,7 @@ def main() -> None:
 
 
 def _recipe(method: str, format: str, calibration: Calibration) -> Recipe:
-    learned = NumberFormat.parse(format).variant == "learned"
-    outside = (("embed", "int4_g64"), ("head", "int4_g64")) if learned else ()
-    return from_flags(method, format, outside, calibration)
+    return from_flags(method, format, (), calibration)
 
 
 def _measured(

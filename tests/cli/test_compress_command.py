@@ -106,6 +106,23 @@ def test_the_text_output_says_size_formats_and_divergence(
     assert "text.txt: mean KL 0.0" in lines[4]
 
 
+def test_learned_levels_leave_embedding_and_head_to_integers_and_say_so(
+    model: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--method", "kmeans", "--format", "lut4_g32")
+    assert compress(*asked(model, text, tmp_path / "out", *flags)) == 0
+    said = capsys.readouterr().err
+    assert "embed and head: int4_g32, since the levels of lut4_g32 are learned; --keep" in said
+    with open_model(tmp_path / "out") as opened:
+        formats = {str(opened.source.tensor(role).format) for role in roles(opened.spec)}
+    assert formats == {"lut4_g32", "int4_g32", "fp32"}
+    both = ("--keep", "embed=int8_g32", "--keep", "head=int8_g32")
+    assert compress(*asked(model, text, tmp_path / "both", *flags, *both)) == 0
+    assert "learned" not in capsys.readouterr().err
+    refused = refusal(capsys, *asked(model, text, tmp_path / "r", "--format", "lut4_g32"))
+    assert "encode it by kmeans or squeezellm" in refused
+
+
 def test_a_recipe_file_says_the_steps(
     model: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

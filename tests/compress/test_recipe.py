@@ -125,6 +125,21 @@ def test_after_a_transform_comes_the_encoder_it_goes_with() -> None:
     assert [s.method for s in from_flags("smoothquant", "int4_g32").steps] == ["smoothquant", "rtn"]
 
 
+@pytest.mark.parametrize(
+    ("asked", "outside"),
+    [
+        ("lut4_g32", "int4_g32"),
+        ("lut1_channel_sbf16", "int2_channel_sbf16"),
+        ("nf4_g32", "nf4_g32"),
+    ],
+)
+def test_embedding_and_head_are_integers_where_levels_are_learned(asked: str, outside: str) -> None:
+    found = from_flags("kmeans", asked).steps
+    assert [(s.method, s.format) for s in found] == [("rtn", outside), ("kmeans", asked)]
+    kept = from_flags("kmeans", asked, (("embed", "int8_g32"),)).steps
+    assert kept == (*found, Step("rtn", "int8_g32", ("embed",)))
+
+
 def test_the_head_of_a_tied_model_is_its_embedding() -> None:
     found = formats(from_flags("rtn", "int4_g32", (("head", "int8_g32"),)), spec(tied=True))
     assert found["embed"] == ("rtn", "int8_g32")

@@ -94,6 +94,8 @@ def command(
     keep_freed_memory()
     if budget is None:
         recipe = _recipe(recipe_file, method, number_format, kept_parts(), prune)
+        if method not in (None, "rtn"):
+            _say_outside(number_format, kept_parts())
     else:
         recipe = _text_of_budget(
             budget, method, recipe_file or number_format or prune or kept_parts(), kv
@@ -144,6 +146,21 @@ def _recipe(
     from octavo.compress.pruning import pruned_recipe
 
     return pruned_recipe(prune, method, number_format, keep)
+
+
+def _say_outside(number_format: str | None, keep: tuple[tuple[str, str], ...]) -> None:
+    """On stderr, where embedding and head are not in the format that was asked for."""
+    from octavo.compress.recipe import outside_format
+
+    if number_format is None or outside_format(number_format) == number_format:
+        return
+    left = [part for part in ("embed", "head") if part not in dict(keep)]
+    if left:
+        click.echo(
+            f"octavo: {' and '.join(left)}: {outside_format(number_format)}, since the levels of "
+            f"{number_format} are learned; --keep {left[0]}=F chooses another format",
+            err=True,
+        )
 
 
 def _with_runtime(recipe: Recipe, activations: tuple[str, ...], kv: str | None) -> Recipe:

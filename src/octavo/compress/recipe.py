@@ -211,12 +211,13 @@ def from_flags(
     seed: int = 0,
 ) -> Recipe:
     """The recipe of `--method M --format F --keep PART=F`: M on the blocks, round to nearest on
-    embedding and head, exceptions last. A method of another kind brings the encoder it goes with.
+    embedding and head (in `outside_format`), exceptions last. A method of another kind brings the
+    encoder it goes with.
     """
     row = METHODS.get(method)
     encoder = method if row.kind == "encode" else row.encoder
     steps = [Step(method)] if row.kind in ("prepare", "transform", "prune") else []
-    steps.append(Step("rtn", format, ALL))
+    steps.append(Step("rtn", format if encoder == "rtn" else outside_format(format), ALL))
     if encoder != "rtn":
         steps.append(Step(encoder, format))
     for part, kept in keep:
@@ -225,6 +226,15 @@ def from_flags(
     if row.kind == "train":
         steps.append(Step(method, select=ALL))
     return Recipe(tuple(steps), calibration=calibration or Calibration(), seed=seed)
+
+
+def outside_format(format: str) -> str:
+    """What embedding and head are rounded to where the blocks get `format`: the same, but for
+    levels that are learned, which rounding to nearest can't; then integers of as many bits."""
+    target = NumberFormat.parse(format)
+    if target.variant != "learned":
+        return format
+    return str(replace(target, kind="int", variant="", bits=max(2, target.bits)))
 
 
 def assign(recipe: Recipe, spec: DecoderSpec) -> dict[Role, Step]:

@@ -61,6 +61,11 @@ class Rtn:
     def encode(
         self, weight: Tensor, target: NumberFormat, stats: LinearStats, mask: Tensor | None = None
     ) -> QuantizedTensor:
+        if target.variant == "learned":
+            raise FormatError(
+                f"rtn can't make {target}, whose levels are learned: encode it by kmeans or "
+                "squeezellm, or take an integer format such as int4_g64"
+            )
         kept = weight if mask is None else weight.masked_fill(~mask, 0.0)  # never -0
         made = self._clipped(kept.contiguous(), target, stats)
         return rtn.encode(made.numpy(), target, self.convention)
