@@ -1,7 +1,8 @@
 """Speed of one row of activations times a weight in every native format, against a plain read.
 
 One core, weights beyond the caches (134 million of them), random codes, the own time of the thread,
-minimum over repeats, interleaved with a dot product of as many bytes as the plain read.
+minimum over repeats, all formats in turn, each beside a dot product of as many bytes as the plain
+read. All are held at once: name a few where 3 GB are too much.
 `python benchmarks/weight_formats.py [--isa NAME] [--json] [FORMAT ...]`
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,6 +20,7 @@ import numpy as np
 from octavo import _native
 from octavo._native import testing
 from octavo.backends.native.recipe import plan_of
+from octavo.formats import trellis
 from octavo.formats.activations import takes_a8
 from octavo.formats.codebooks import level_steps, named_levels
 from octavo.formats.number_format import NumberFormat
@@ -29,12 +32,12 @@ FORMATS = (
     *("int4_g32_asym", "int2_g64_asym", "int4_g32_offset", "int5_g32_offset"),
     *("int2_g16_offset_su4x256", "int3_g16_si6x256", "int4_g32_offset_su6x256"),
     *("int5_g32_offset_su6x256", "int6_g16_si8x256", "iq4nl_g32", "iq4nl_g32_si6x256"),
-    *("nf4_g64", "lut3_g64", "fp8_e4m3_channel", "fp16", "bf16"),
+    *("nf4_g64", "lut3_g64", "trellis2_g64", "fp8_e4m3_channel", "fp16", "bf16"),
 )
 CODES = {
     _native.Code.TWO: "two", _native.Code.THREE: "three", _native.Code.NIBBLE: "nibble",
     _native.Code.FIVE: "five", _native.Code.SIX: "six", _native.Code.BYTE: "byte",
-    _native.Code.F16: "f16", _native.Code.BF16: "bf16",
+    _native.Code.F16: "f16", _native.Code.BF16: "bf16", _native.Code.TRELLIS: "trellis",
 }  # fmt: skip
 
 
@@ -64,6 +67,9 @@ def packed(format: NumberFormat) -> Any:
 
 
 def _give_levels(weight: Any, format: NumberFormat) -> None:
+    if format.run > 1:
+        weight.set_levels8(trellis.levels().astype(np.int8))
+        return
     learned = np.linspace(-1, 1, 2**format.bits, dtype=np.float32) ** 3
     stored = learned if format.variant == "learned" else named_levels(format)
     levels = np.zeros(16 if format.bits <= 4 else 256, np.float32)
@@ -92,35 +98,48 @@ def _fill(weight: Any, plan: Any, format: NumberFormat, row: int, draws: Any) ->
     weight.pack_affine(row, codes, scales, offsets, zeros, subs, subs if plan.has_offset else None)
 
 
-def measure(name: str, isa: str, repeats: int) -> Speed:
-    format = NumberFormat.parse(name)
-    weight = packed(format)
-    exact = format.variant == "fp16"
-    kernel = testing.selected(
-        isa, weight, "a8" if takes_a8(format) else "a32" if exact else "abf16"
-    )
-    x = np.random.default_rng(1).standard_normal((1, SHAPE[1]), dtype=np.float32)
-    size = weight.panels * weight.panel_bytes
-    plain = np.ones(size // 4, np.float32)
-    best = empty = read = np.inf
-    for _ in range(repeats):
-        best = min(best, _seconds(isa, kernel, weight, x, weight.panels))
-        empty = min(empty, _seconds(isa, kernel, weight, x, 0))
+class Timed:
+    """A format's weight, and the smallest times of it so far."""
+
+    def __init__(self, name: str, isa: str) -> None:
+        format = NumberFormat.parse(name)
+        self.name, self.isa, self.weight = name, isa, packed(format)
+        exact = format.variant == "fp16"
+        act = "a8" if takes_a8(format) else "a32" if exact else "abf16"
+        self.kernel = testing.selected(isa, self.weight, act)
+        self.size = self.weight.panels * self.weight.panel_bytes
+        self.best = self.empty = self.read = np.inf
+
+    def turn(self, x: Any, plain: Any) -> None:
+        """One more of each: the product, the call without panels, the read."""
+        mine = plain[: self.size // 4]
+        self.best = min(self.best, self._seconds(x, self.weight.panels))
+        self.empty = min(self.empty, self._seconds(x, 0))
         begin = time.thread_time()
-        np.dot(plain, plain)
-        read = min(read, time.thread_time() - begin)
-    rate = size / (best - empty)
-    count = SHAPE[0] * SHAPE[1]
-    return Speed(
-        name, kernel, 8 * size / count, rate / 1e9, read / (best - empty),
-        count / MODEL_WEIGHTS / (best - empty),
-    )  # fmt: skip
+        np.dot(mine, mine)
+        self.read = min(self.read, time.thread_time() - begin)
+
+    def speed(self) -> Speed:
+        count, seconds = SHAPE[0] * SHAPE[1], self.best - self.empty
+        return Speed(
+            self.name, self.kernel, 8 * self.size / count, self.size / seconds / 1e9,
+            self.read / seconds, count / MODEL_WEIGHTS / seconds,
+        )  # fmt: skip
+
+    def _seconds(self, x: Any, panels: int) -> float:
+        begin = time.thread_time()
+        testing.linear(self.isa, self.kernel, self.weight, x, 0, panels)
+        return time.thread_time() - begin
 
 
-def _seconds(isa: str, kernel: str, weight: Any, x: Any, panels: int) -> float:
-    begin = time.thread_time()
-    testing.linear(isa, kernel, weight, x, 0, panels)
-    return time.thread_time() - begin
+def measure(names: Sequence[str], isa: str, repeats: int) -> list[Speed]:
+    x = np.random.default_rng(1).standard_normal((1, SHAPE[1]), dtype=np.float32)
+    timed = [Timed(name, isa) for name in names]
+    plain = np.ones(max(one.size for one in timed) // 4, np.float32)
+    for _ in range(repeats):
+        for one in timed:
+            one.turn(x, plain)
+    return [one.speed() for one in timed]
 
 
 def main() -> None:
@@ -130,7 +149,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("formats", nargs="*", default=FORMATS)
     asked = parser.parse_args()
-    speeds = [measure(name, asked.isa, asked.repeats) for name in asked.formats]
+    speeds = measure(asked.formats, asked.isa, asked.repeats)
     if asked.json:
         print(json.dumps([asdict(speed) for speed in speeds], indent=2))
         return
