@@ -19,7 +19,7 @@ from octavo.backends.base import (
     StepBatch,
     Support,
 )
-from octavo.backends.native import kv_check, memory, receipt, threads
+from octavo.backends.native import kv_check, memory, outlier_check, receipt, threads
 from octavo.backends.native.describe import Packed, describe_model, describe_runtime
 from octavo.backends.native.executor import NativeExecutor
 from octavo.backends.native.packing import pack_all
@@ -192,10 +192,11 @@ def _start(
             "no address space for the cache and the step's buffers; use a shorter context"
         ) from error
     config = replace(config, threads=choice.threads)
-    native, notes = (
-        choice.native,
-        (*notes, *choice.notes(), *_kv_notes(spec, source, config, packed)),
+    measured = (
+        *_kv_notes(spec, source, config, packed),
+        *outlier_check.notes(spec, source, config, items, packed),
     )
+    native, notes = choice.native, (*notes, *choice.notes(), *measured)
     if config.strict:
         receipt.check_strict(native.kernels(), native.isa)
     config = replace(config, activations=_main_activations(items))
