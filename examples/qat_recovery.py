@@ -10,6 +10,7 @@ Wikipedia's odd articles, or with --code odd modules of Python's standard librar
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import time
 from contextlib import closing
@@ -126,10 +127,17 @@ def trained(artifact: Path, material: Material, options: argparse.Namespace, wor
             else:
                 views[role] = FloatView(tensor.detach().numpy())
         minutes = (time.perf_counter() - began) / 60
+        print(f"| held-out divergence by step: {divergences(work)} |", flush=True)
         losses = score_source(Replaced(made.source, views), spec, material)
     run = Run(f"{artifact.name}, then qat ({options.steps} steps)", losses, minutes)
     print(line(run), flush=True)
     return run
+
+
+def divergences(work: Path) -> str:
+    """On the last tenth of the calibration sequences, which also chooses among the weights."""
+    found = json.loads((work / "state.json").read_text(encoding="utf-8"))["held_out"]
+    return ", ".join(f"{step}: {loss:.4f}" for step, loss in found)
 
 
 def whole(source: WeightSource, role: Role) -> QuantizedTensor:
@@ -141,17 +149,16 @@ def vector(source: WeightSource, role: Role) -> torch.Tensor:
     return torch.from_numpy(source.tensor(role).float32().copy())
 
 
-def encoding(method: str, target: str, outside: str) -> tuple[Step, ...]:
-    around = Step("rtn", outside, ("embed", "head"))
+def encoding(method: str, options: argparse.Namespace) -> tuple[Step, ...]:
+    target, around = options.format, Step("rtn", options.outside, ("embed", "head"))
     blocks = (Step(method), Step(TRANSFORMS[method], target)) if method in TRANSFORMS else ()
-    first, *rest = blocks or (Step(method, target),)
+    own = {"iterations": options.iterations} if method == "autoround" else {}
+    first, *rest = blocks or (Step(method, target, options=own),)
     return (first, around, *rest) if method in TRANSFORMS else (around, first)
 
 
 def made(method: str, material: Material, options: argparse.Namespace, out: Path) -> Run:
-    recipe = Recipe(
-        encoding(method, options.format, options.outside), calibration=settings(options)
-    )
+    recipe = Recipe(encoding(method, options), calibration=settings(options))
     began = time.perf_counter()
     compress(options.path, recipe, out, Material(material.tokens, (), material.name))
     minutes = (time.perf_counter() - began) / 60
@@ -190,6 +197,7 @@ def main() -> None:
     parser.add_argument("--format", default="int3_g64")
     parser.add_argument("--whole", action="store_true", help="embedding and head in it, too")
     parser.add_argument("--methods", default="rtn,gptq,hqq,awq")
+    parser.add_argument("--iterations", type=int, default=200, help="of autoround")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--rate", type=float, default=1e-4)
     parser.add_argument("--batch", type=int, default=4)
@@ -209,7 +217,7 @@ def main() -> None:
 
 
 def compare(options: argparse.Namespace, scratch: Path) -> None:
-    probe = Recipe(encoding("gptq", options.format, options.outside), calibration=settings(options))
+    probe = Recipe(encoding("gptq", options), calibration=settings(options))
     material = judged_on(read_material(options.path, probe, limit=options.held_out), options)
     base = Run("as it came", score(options.path, material), 0.0)
     print(f"| {options.format} | perplexity (95 %) | minutes |\n|---|---|---|")

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 I64 = npt.NDArray[np.int64]
 _HELD_OUT = 0.1  # of the calibration sequences
+_CHECKPOINTS = 4  # in a run: each holds all weights four times over, written and hashed
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +106,8 @@ class Qat:
         every = max(1, self.steps // 10)
         return TrainConfig(
             self.steps, self.learning_rate, warmup=self.steps // 20, batch=self.batch,
-            evaluate_every=every, checkpoint_every=every, patience=self.patience, seed=seed,
-            precision=self.precision,
+            evaluate_every=every, checkpoint_every=max(1, self.steps // _CHECKPOINTS),
+            patience=self.patience, seed=seed, precision=self.precision,
         )  # fmt: skip
 
     def _student(self, task: TrainTask) -> QatModel:
