@@ -2,11 +2,12 @@
 
 python examples/phrases.py MODEL DIRECTORY [--count 1500] [--steps 400] [--whole]
 
-Mined and trained on the even modules, judged on odd ones: tokens, bits per byte (paired intervals),
-and characters per second of both models in one --format (a model trained whole is stored in fp32),
-each fed the same text token by token with one thread, in turns, by the fastest of several times.
+Mined and trained on the even modules, judged on pieces of odd ones, each from an empty context by
+all models: tokens, bits per byte (paired intervals), and characters per second of both models in
+one --format (a model trained whole is stored in fp32), each fed the same text token by token with
+one thread, in turns, by the fastest of several times (--repeats 0: not timed).
 DIRECTORY keeps the model with phrases, and with --whole the control: the base model (a checkpoint)
-trained as long on the same text without phrases.
+trained without phrases, as many steps on windows of as many characters.
 """
 
 from __future__ import annotations
@@ -115,6 +116,10 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--whole", action="store_true")
     parser.add_argument("--characters", type=int, default=1_000_000)
+    parser.add_argument("--context", type=int, default=128, help="of windows, in base tokens")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--size", type=int, default=1024, help="characters of a judged piece")
     parser.add_argument("--pieces", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--format", default="int8_g32", help="of both models when they are timed")
@@ -124,16 +129,17 @@ def main() -> None:
         options.directory.mkdir(parents=True)
         text = stdlib_code("calibration")[: options.characters]
         config = TrainConfig(
-            options.steps, options.rate, warmup=options.steps // 20, batch=4,
-            evaluate_every=max(1, options.steps // 5),
+            options.steps, options.rate, warmup=options.steps // 20, batch=options.batch,
+            evaluate_every=options.steps, precision=options.precision,
         )  # fmt: skip
-        plan = PhrasePlan(MinePlan(options.count), config, whole=options.whole)
+        plan = PhrasePlan(MinePlan(options.count), config, options.context, options.whole)
         found = add_phrases(base, options.directory / "phrases", plan, text)
         if options.whole:
             train_control(base, options.directory / "control", text, plan)
         print(
-            f"{sum(row.phrases for row in found.savings)} phrases; {options.steps} steps of 4 x "
-            f"128 tokens at {options.rate:g}, {'all weights' if options.whole else 'new rows'}: "
+            f"{sum(row.phrases for row in found.savings)} phrases; {options.steps} steps of "
+            f"{options.batch} windows of the text of {options.context} base tokens at "
+            f"{options.rate:g}, {'all weights' if options.whole else 'new rows'}: "
             f"{found.before:.4f} to {found.after:.4f} nats per token"
         )
         print("words, phrases, uses, tokens saved:")
@@ -144,13 +150,15 @@ def main() -> None:
 
 def judge(base: Path, options: argparse.Namespace) -> None:
     made, control = options.directory / "phrases", options.directory / "control"
-    pieces = cut(stdlib_code("evaluation"))
+    pieces = cut(stdlib_code("evaluation"), options.size)
     chosen = pieces[:: max(1, len(pieces) // options.pieces)][: options.pieces]
     paths = [made, base, *([control] if control.exists() else [])]
     losses = [text_losses(path, [("code", chosen)], CONTEXT)[0] for path in paths]
     for name, loss in zip(("base", "base, trained as long"), losses[1:], strict=False):
         report(name, loss, losses[0])
     timed = chosen[: max(1, len(chosen) // 10)]
+    if not options.repeats:
+        return
     slow, fast = fastest(base, made, Timing(timed, options.repeats, options.format))
     print(f"| characters per second | {slow:.0f} | {fast:.0f} | {fast / slow - 1:+.1%} |")
 

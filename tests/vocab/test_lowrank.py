@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from octavo.core.errors import ConfigError, NumericsError
-from octavo.vocab.lowrank import Factors, factor, fit_up, second_moment
+from octavo.formats.number_format import NumberFormat
+from octavo.formats.rtn import encode
+from octavo.vocab.lowrank import Factors, factor, fit_up, rounded_twice, second_moment
 
 RNG = np.random.default_rng(5)
 TABLE = (RNG.standard_normal((300, 4)) @ RNG.standard_normal((4, 24))
@@ -63,6 +65,30 @@ def test_an_up_projection_makes_the_best_of_a_shared_table() -> None:
     assert up.shape == (24, 8)
     assert least > 1  # else nothing was approximated
     assert error == pytest.approx(least, rel=1e-5)
+
+
+def test_columns_that_are_stored_twice_have_twice_the_bits() -> None:
+    """What is left of the table after rounding both: nothing but the error of rounding the rest and
+    the other columns' own."""
+    format = NumberFormat.parse("int4_g8")
+    plain = factor(TABLE, 24, second_moment(STATES))
+    twice = rounded_twice(plain, 8, format)
+    assert twice.rows.shape == (300, 32)
+    np.testing.assert_array_equal(twice.shared[24:], plain.shared[:8])
+    stored = encode(twice.rows, format).dequantize()
+    left = stored[:, :8] + stored[:, 24:] - plain.rows[:, :8]
+    # A step is 1/8 of the largest of eight, and a value at the end that has no code errs by a whole
+    # one; scales are rounded to fp16, which has 11 bits.
+    bound = np.abs(plain.rows[:, :8]).max(axis=1) / 8 / 8 * (1 + 2**-9)
+    assert (np.abs(left).max(axis=1) <= bound).all()
+    np.testing.assert_array_equal(stored[:, 8:24], encode(plain.rows, format).dequantize()[:, 8:])
+
+    def error(found: Factors) -> float:
+        rows = encode(found.rows, format).dequantize()
+        return float(np.square(UNSEEN @ TABLE.T - UNSEEN @ found.shared.T @ rows.T).sum())
+
+    assert error(twice) < 0.3 * error(plain)
+    assert rounded_twice(plain, 0, format) is plain
 
 
 def test_bad_input() -> None:

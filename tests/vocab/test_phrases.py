@@ -21,12 +21,14 @@ from octavo.formats.number_format import FP32  # noqa: E402
 from octavo.io.checkpoint import open_model  # noqa: E402
 from octavo.io.phrases import PhraseTable  # noqa: E402
 from octavo.io.tokenizer import load_tokenizer  # noqa: E402
+from octavo.spec.decoder import Role  # noqa: E402
 from octavo.train import QatModel, TrainConfig, Trainer  # noqa: E402
 from octavo.train.data import make_corpus  # noqa: E402
 from octavo.vocab.measure import cut, difference, text_losses  # noqa: E402
 from octavo.vocab.mine import MinePlan, mine, savings, usage  # noqa: E402
 from octavo.vocab.phrase_job import PhrasePlan, add_phrases  # noqa: E402
 from octavo.vocab.phrase_model import PhraseModel, first_rows  # noqa: E402
+from octavo.vocab.phrase_start import constant_direction, log_shares, start  # noqa: E402
 from support.small_models import talking_model  # noqa: E402
 from support.trainable import chain, tiny_masters, tiny_spec  # noqa: E402
 
@@ -121,12 +123,62 @@ def test_rows_of_the_parts_begin_better_than_random_ones() -> None:
     assert begun < loss()
 
 
+def test_shares_of_all_that_begins_with_a_part_sum_to_one() -> None:
+    """Every token counts half an occurrence more than it has."""
+    table = tiny_table()
+    found = np.exp(log_shares([1, 32, 32, 32, 5, 5, 7], table).astype(np.float64))
+    assert found[[1, 32]] == pytest.approx([1.5 / 5, 3.5 / 5])
+    assert found[[3, 33]] == pytest.approx([0.5, 0.5])
+    alone = [token for token in range(32) if token not in (1, 3)]
+    assert np.array_equal(found[alone], np.ones(30))
+
+
+def test_the_direction_is_constant_as_far_as_states_allow() -> None:
+    """States with a constant coordinate have one exactly, up to the damping; others the best in
+    least squares, which the mean direction is not."""
+    draws = np.random.default_rng(2).standard_normal((4000, 16)).astype(np.float32)
+    lifted = draws + np.eye(16, dtype=np.float32)[3] * (2 - draws[:, 3:4])
+    found = lifted @ constant_direction(lifted)
+    np.testing.assert_allclose(found, 1, atol=1e-4 * np.square(lifted).mean())
+    skew = draws * np.geomspace(0.2, 5, 16, dtype=np.float32) + 1
+    mean = skew.mean(axis=0)
+    fitted, plain = constant_direction(skew), mean / (mean @ mean)
+    assert np.square(skew @ fitted - 1).mean() < 0.5 * np.square(skew @ plain - 1).mean()
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_phrases_begin_as_likely_as_they_are(whole: bool) -> None:
+    """Of a model that has learned its text: the shares alone take away most of what untrained
+    phrases cost it."""
+    spec, masters = tiny_spec(), tiny_masters(tiny_spec())
+    base = QatModel(spec, masters, dict.fromkeys(masters, FP32), ReferenceOptions())
+    text = make_corpus(chain(4000, 1), chain(800, 2), 32)
+    Trainer(base, text, TrainConfig(100, 5e-3, batch=4, evaluate_every=100)).run()
+    table = mine([chain(4000, 1)], MinePlan(60), spell, 32)
+    joined = table.joined(chain(4000, 1))
+    states = normed(base, chain(2000, 3))
+    tokens = np.array([table.joined(chain(800, 2))[:64]])
+    parts = [None, start(states, joined, table)]
+    models = [PhraseModel(spec, base.masters, table, whole, part) for part in parts]
+    with torch.no_grad():
+        bare, begun = (float(model.loss(tokens, model.prepared())) for model in models)
+    assert begun < bare - 0.2
+
+
+def normed(model: QatModel, text: list[int]) -> np.ndarray:
+    """What the head reads: with the identity for a head, what it gives."""
+    weights = {**model.prepared(), Role("head"): torch.eye(model.spec.hidden)}
+    windows = np.array([text[i : i + 32] for i in range(0, 1984, 32)])
+    with torch.no_grad():
+        return model.logits(windows, weights).numpy()
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     root = tmp_path_factory.mktemp("phrases")
     base = talking_model(root / "base")
     train = TrainConfig(30, 1e-2, batch=4, evaluate_every=30)
-    report = add_phrases(base, root / "out", PhrasePlan(MinePlan(12), train, 16), TEXT)
+    report = add_phrases(base, root / "out", PhrasePlan(MinePlan(12), train, 32), TEXT)
     assert report.after < report.before
     assert report.saved > 0.2
     assert report.tokens < report.base_tokens
@@ -173,7 +225,7 @@ def test_from_the_command_line(
 ) -> None:
     (tmp_path / "t.txt").write_text(TEXT, encoding="utf-8")
     words = ["vocab", "phrases", str(made[0]), "-o", str(tmp_path / "out")]
-    more = ["--text", str(tmp_path / "t.txt"), "--count", "8", "--steps", "2", "--context", "16"]
+    more = ["--text", str(tmp_path / "t.txt"), "--count", "8", "--steps", "2", "--context", "32"]
     assert main([*words, *more, "--whole", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["saved"] > 0.2

@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import asdict
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import click
 
 from octavo.cli.output import emit_json, human_decimal
 from octavo.core.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from octavo.compress.quality import Quality
 
 DIRECTORY = click.Path(path_type=Path)
 _out = click.option("-o", "--out", type=DIRECTORY, required=True, help="The new directory.")
@@ -33,6 +36,8 @@ def command() -> None:
     help="What is factored; shared: one thin table for both.",
 )
 @click.option("--format", "number_format", default="int8_g32", show_default=True)
+@click.option("--twice", type=click.IntRange(0), default=0, show_default=True,
+              help="Columns that are stored again, as what rounding left of them.")  # fmt: skip
 @click.option("--refine", type=click.IntRange(0), default=0, help="Steps of descent on the KL.")
 @click.option("--calibration", metavar="TEXTFILE", help="UTF-8 text. [default: Wikipedia]")
 @click.option("--states", type=click.IntRange(64), default=8192, show_default=True,
@@ -45,6 +50,7 @@ def factor(
     rank: int,
     tables: str,
     number_format: str,
+    twice: int,
     refine: int,
     calibration: str | None,
     states: int,
@@ -58,7 +64,7 @@ def factor(
     from octavo.vocab.job import FactorPlan, Tables, factor_model
     from octavo.vocab.material import read_texts
 
-    plan = FactorPlan(rank, cast(Tables, tables), number_format, refine)
+    plan = FactorPlan(rank, cast(Tables, tables), number_format, refine, twice)
     path = resolve_model(model)
     fitted, held_out = read_texts(path, calibration or "", states, tokens)
     quality = factor_model(path, out, plan, fitted, (held_out,))
@@ -66,10 +72,52 @@ def factor(
     if as_json:
         emit_json({"model": model, "out": str(out), "quality": quality.to_dict()})
         return
+    click.echo(f"{out}: the vocabulary is two tables of rank {rank + twice}, {number_format}")
+    click.echo(f"  {_told(quality)}")
+
+
+@command.command()
+@click.argument("model")
+@_out
+@click.option("--format", "number_format", required=True, help="Of the head: octavo formats.")
+@click.option("--method", type=click.Choice(["rtn", "gptq"]), default="gptq", show_default=True)
+@click.option("--calibration", metavar="TEXTFILE", help="UTF-8 text. [default: Wikipedia]")
+@click.option("--states", type=click.IntRange(64), default=8192, show_default=True,
+              help="Tokens of it to fit to.")  # fmt: skip
+@click.option("--tokens", type=click.IntRange(2), default=4096, help="Of the text measured.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def head(
+    model: str,
+    out: Path,
+    number_format: str,
+    method: str,
+    calibration: str | None,
+    states: int,
+    tokens: int,
+    as_json: bool,
+) -> None:
+    """Give MODEL's head a format of its own; the embedding keeps its codes."""
+    if method == "gptq" and importlib.util.find_spec("torch") is None:
+        raise UnsupportedError("gptq needs torch: `pip install 'octavo[torch]'`, or --method rtn")
+    from octavo.io.hub import resolve_model
+    from octavo.vocab.head import HeadPlan, Method, head_model
+    from octavo.vocab.material import read_texts
+
+    plan, path = HeadPlan(number_format, cast(Method, method)), resolve_model(model)
+    fitted, held_out = read_texts(path, calibration or "", states, tokens)
+    quality = head_model(path, out, plan, fitted, (held_out,))
+    assert quality is not None
+    if as_json:
+        emit_json({"model": model, "out": str(out), "quality": quality.to_dict()})
+        return
+    click.echo(f"{out}: the head is in {number_format}, by {method}")
+    click.echo(f"  {_told(quality)}")
+
+
+def _told(quality: Quality) -> str:
     name, found = quality.texts[0]
-    click.echo(f"{out}: the vocabulary is two tables of rank {rank}, {number_format}")
-    click.echo(
-        f"  {name}: mean KL {found.kl_mean.value:.4f} (95 %: {found.kl_mean.low:.4f} to "
+    return (
+        f"{name}: mean KL {found.kl_mean.value:.4f} (95 %: {found.kl_mean.low:.4f} to "
         f"{found.kl_mean.high:.4f}), same top token {found.same_top.value:.1%}, perplexity "
         f"{found.perplexity.value:.3f} from {found.base_perplexity.value:.3f}"
     )

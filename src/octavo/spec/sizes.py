@@ -128,7 +128,7 @@ def hf_windows(
 def _ranks(config: ConfigReader, hidden: int, tied: bool) -> tuple[int, int]:
     """Ranks of a factored vocabulary, keys of our own; a table that is the head too has one."""
     embed = config.int_("octavo_embed_rank", 0, low=0, high=hidden)
-    head = config.int_("octavo_head_rank", 0, low=0, high=hidden)
+    head = config.int_("octavo_head_rank", 0, low=0, high=2 * hidden)
     if tied and embed != head:
         raise config.error("octavo_head_rank", f"octavo_embed_rank, {embed}: the head is tied")
     return embed, head

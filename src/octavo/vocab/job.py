@@ -22,7 +22,7 @@ from octavo.io.checkpoint import OpenModel, open_model
 from octavo.io.new_directory import new_directory
 from octavo.spec.decoder import DecoderSpec, Role
 from octavo.spec.graph import head_role
-from octavo.vocab.lowrank import Factors, factor, fit_up, second_moment
+from octavo.vocab.lowrank import Factors, factor, fit_up, rounded_twice, second_moment
 from octavo.vocab.measure import tokenizer_of
 from octavo.vocab.states import head_states, likely
 from octavo.vocab.tables import take
@@ -33,6 +33,8 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 Tables = Literal["head", "both", "shared"]
 
+_BETWEEN = ("head_down", "embed_up")  # the tables of hidden times rank: small
+_SMALL = NumberFormat.parse("int8_g32")
 _LIKELY_STATES = 1024  # whose whole distributions are summed: each costs a pass over the table
 
 
@@ -43,7 +45,9 @@ class FactorPlan:
     rank    of the factors; a multiple of the format's group
     tables  head: the embedding stays whole (a token reads one row of it); both: it gets factors of
             its own; shared: embedding and head are one thin table between two small ones
-    format  of everything that is new
+    format  of the thin tables; what stands between them and the model has at least 8 bits
+    twice   how many of the rank's first directions are stored twice, the second time what rounding
+            left of them (see `lowrank`): the head has rank + twice columns. tables="head" only
     refine  steps of descent on the KL divergence to the whole head, 0: none
     """
 
@@ -51,8 +55,11 @@ class FactorPlan:
     tables: Tables = "head"
     format: str = "int8_g32"
     refine: int = 0
+    twice: int = 0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.twice <= self.rank or (self.twice and self.tables != "head"):
+            raise ConfigError("twice is from 0 to the rank, and goes with tables=head alone")
         if self.tables not in ("head", "both", "shared"):
             raise ConfigError(f"tables is {self.tables!r}: give head, both or shared")
         if self.rank < 1 or self.refine < 0:
@@ -91,7 +98,8 @@ def factored(model: OpenModel, plan: FactorPlan, tokens: Sequence[Sequence[int]]
     format = NumberFormat.parse(plan.format)
     if plan.rank > spec.hidden:
         raise ConfigError(f"rank {plan.rank} exceeds the {spec.hidden} values of a row: give less")
-    format.groups((spec.vocab, plan.rank))
+    for columns in filter(None, (plan.rank, plan.twice)):
+        format.groups((spec.vocab, columns))
     head = model.source.tensor(head_role(spec)).float32()
     states = head_states(model, tokens)
     step = max(1, len(states) // _LIKELY_STATES)
@@ -101,15 +109,14 @@ def factored(model: OpenModel, plan: FactorPlan, tokens: Sequence[Sequence[int]]
         from octavo.vocab.refine import refine
 
         fitted = refine(fitted, head, states, spec.logit_softcap, plan.refine)
-    matrices = _head_matrices(fitted)
+    fitted = rounded_twice(fitted, plan.twice, format)
+    matrices = {Role("head"): fitted.rows, Role("head_down"): fitted.shared}
     if plan.tables != "head":
         used = np.bincount(np.concatenate([np.asarray(t) for t in tokens]), minlength=spec.vocab)
         matrices |= _embed_matrices(model, plan, fitted, used.astype(np.float64) + 1)
-    return _vocabulary(spec, plan, {r: encode(w, format) for r, w in matrices.items()})
-
-
-def _head_matrices(fitted: Factors) -> dict[Role, F32]:
-    return {Role("head"): fitted.rows, Role("head_down"): fitted.shared}
+    small = format if format.bits >= 8 else _SMALL
+    formats = {role: small if role.part in _BETWEEN else format for role in matrices}
+    return _vocabulary(spec, plan, {r: encode(w, formats[r]) for r, w in matrices.items()})
 
 
 def _embed_matrices(
@@ -130,14 +137,15 @@ def _vocabulary(
     shared, embed = plan.tables == "shared", plan.rank if plan.tables != "head" else 0
     if shared:
         del tables[Role("head")]
-    config: dict[str, object] = {"octavo_head_rank": plan.rank, "tie_word_embeddings": shared}
+    columns = plan.rank + plan.twice
+    config: dict[str, object] = {"octavo_head_rank": columns, "tie_word_embeddings": shared}
     if embed:
         config["octavo_embed_rank"] = embed
     recipe = {
         "method": "factor", "rank": plan.rank, "tables": plan.tables, "format": plan.format,
-        "refine": plan.refine,
+        "refine": plan.refine, "twice": plan.twice,
     }  # fmt: skip
-    new = replace(spec, tied_head=shared, embed_rank=embed, head_rank=plan.rank)
+    new = replace(spec, tied_head=shared, embed_rank=embed, head_rank=columns)
     return Vocabulary(new, tables, config, recipe)
 
 

@@ -9,6 +9,10 @@ head   logits W h of hidden states h with the second moment C = E[h h']: W C^1/2
        each row weighted by how often its token is likely. A row's own error is least for any
        weights, which decide only what the rows share, B.
 table  rows looked up: weighted by how often their token occurs; C is the identity.
+
+The factors' columns come with the largest share of the logits first, and few hold most of it. Fewer
+bits for all columns but twice as many for the first is what transform coding makes of that: the
+first columns are stored again, as what rounding left of them, and the product adds up both.
 """
 
 from __future__ import annotations
@@ -19,6 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from octavo.core.errors import ConfigError, NumericsError
+from octavo.formats.number_format import NumberFormat
+from octavo.formats.rtn import encode
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -62,6 +68,18 @@ def factor(
     energy, vectors = np.maximum(energy[::-1], 0), vectors[:, ::-1][:, :rank]
     to_rows = np.asarray(root @ vectors, np.float32)
     return Factors(table @ to_rows, np.asarray(vectors.T @ inverse, np.float32), energy)
+
+
+def rounded_twice(factors: Factors, count: int, format: NumberFormat) -> Factors:
+    """Factors of rank + count columns: the first `count` again, less what `format` makes of them.
+    The product of the rounded factors is then nearer to the table's. Groups of the format have to
+    divide `count` and the rank."""
+    if not count:
+        return factors
+    first = np.ascontiguousarray(factors.rows[:, :count])
+    rest = first - encode(first, format).dequantize()
+    shared = np.concatenate([factors.shared, factors.shared[:count]])
+    return Factors(np.concatenate([factors.rows, rest], axis=1), shared, factors.energy)
 
 
 def second_moment(states: F32) -> F64:

@@ -25,15 +25,19 @@ from octavo.train.data import make_corpus
 from octavo.vocab.measure import cut, tokenizer_of
 from octavo.vocab.mine import MinePlan, Saving, mine, savings
 from octavo.vocab.phrase_model import EMBED, HEAD, PhraseModel
+from octavo.vocab.phrase_start import start
+from octavo.vocab.states import head_states
 from octavo.vocab.tables import stacked
 from octavo.vocab.writing import Vocabulary, write_model
 
 _HELD_OUT = 0.1  # of the text, at its end: watched while training, never mined
+_STATES = 16  # hidden states gathered for each of their values
 
 
 @dataclass(frozen=True, slots=True)
 class PhrasePlan:
-    """What to mine, and how long to train: on windows of `context` tokens; `whole` trains every
+    """What to mine, and how long to train: on windows of as much text as `context` tokens of the
+    base model hold, so that a step sees what one without phrases would; `whole` trains every
     matrix, which is then stored in fp32, and not the new rows alone."""
 
     mine: MinePlan
@@ -72,16 +76,25 @@ def add_phrases(path: Path, out: Path, plan: PhrasePlan, text: str) -> PhraseRep
         kept, held = ([tokenizer.encode(piece, add_special=False) for piece in cut(part, 8192)]
                       for part in (text[:split], text[split:]))  # fmt: skip
         phrases = mine(kept, plan.mine, tokenizer.token_bytes, model.spec.vocab)
-        trained = PhraseModel.from_source(model.source, model.spec, phrases, plan.whole)
         row, watched = ([t for piece in part for t in phrases.joined(piece)]
                         for part in (kept, held))  # fmt: skip
-        corpus = make_corpus(row, watched, plan.context)
+        begun = start(_states(model, kept), row, phrases)
+        trained = PhraseModel.from_source(model.source, model.spec, phrases, plan.whole, begun)
+        context = round(plan.context * len(row) / sum(map(len, kept)))
+        corpus = make_corpus(row, watched, context)
         report = Trainer(trained, corpus, plan.train).run()
         write_model(directory, model, _vocabulary(model, trained, phrases))
         found = savings(kept, phrases, tokenizer.token_bytes)
         count = sum(map(len, held))
         before, after = report.held_out[0][1], report.held_out[-1][1]
         return PhraseReport(count, len(watched), found, before, after)
+
+
+def _states(model: OpenModel, texts: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
+    """What the head reads on some of the texts, spread over all of them."""
+    wanted = _STATES * model.spec.hidden
+    step = max(1, sum(map(len, texts)) // wanted)
+    return head_states(model, texts[::step])
 
 
 def _check(model: OpenModel, tokenizer: Tokenizer, plan: PhrasePlan) -> None:

@@ -2,8 +2,8 @@
 
 The row of a phrase in the embedding begins as a mean of its parts' rows in which the last weighs
 most, and in the head as one in which the first does (AdaptiVocab, arXiv 2503.19693): what follows a
-phrase follows its end, and what predicts a phrase predicts its beginning. A head that was tied to
-the embedding becomes a table of its own.
+phrase follows its end, and what predicts a phrase predicts its beginning. How likely a phrase then
+is comes from a `Start`. A head that was tied to the embedding becomes a table of its own.
 """
 
 from __future__ import annotations
@@ -22,19 +22,27 @@ from octavo.io.weights import WeightSource
 from octavo.spec.decoder import DecoderSpec, Role
 from octavo.spec.graph import head_role, roles
 from octavo.train.qat import QatModel
+from octavo.vocab.phrase_start import Start
 
 EMBED, HEAD = Role("embed"), Role("head")
-_STEEP = 1.0  # a part weighs e^1 times its neighbour, as far as phrases of a few tokens go
+_STEEP = 2.0  # a part weighs e^2 times its neighbour, as in AdaptiVocab
 
 
 class PhraseModel(QatModel):
     """Masters of the base model, and the rows of phrases beside them.
 
     whole  train every matrix, not the new rows alone
+    start  how likely phrases are at first; None: as likely as their parts. Only with `whole` do the
+           old tokens give away what phrases take, for only then their rows may move
     """
 
     def __init__(
-        self, spec: DecoderSpec, masters: Weights, phrases: PhraseTable, whole: bool = False
+        self,
+        spec: DecoderSpec,
+        masters: Weights,
+        phrases: PhraseTable,
+        whole: bool = False,
+        start: Start | None = None,
     ) -> None:
         untied = {**masters, HEAD: masters[head_role(spec)]}
         wide = replace(spec, vocab=spec.vocab + len(phrases), tied_head=False)
@@ -44,15 +52,22 @@ class PhraseModel(QatModel):
             EMBED: first_rows(untied[EMBED], phrases, _STEEP).requires_grad_(),
             HEAD: first_rows(untied[HEAD], phrases, -_STEEP).requires_grad_(),
         }
+        if start is not None:
+            self._shift(torch.from_numpy(start.shifts), spec.vocab)
 
     @classmethod
     def from_source(
-        cls, source: WeightSource, spec: DecoderSpec, phrases: PhraseTable, whole: bool = False
+        cls,
+        source: WeightSource,
+        spec: DecoderSpec,
+        phrases: PhraseTable,
+        whole: bool = False,
+        start: Start | None = None,
     ) -> PhraseModel:
         """From a base model's weights."""
         masters = {role: torch.from_numpy(np.array(source.tensor(role).float32(), np.float32))
                    for role in roles(spec)}  # fmt: skip
-        return cls(spec, masters, phrases, whole)
+        return cls(spec, masters, phrases, whole, start)
 
     def parameters(self) -> dict[str, Tensor]:
         new = {f"{role} phrases": rows for role, rows in self.rows.items()}
@@ -61,6 +76,12 @@ class PhraseModel(QatModel):
 
     def recipe(self) -> dict[str, object]:
         return {**super().recipe(), "phrases": len(self.rows[HEAD]), "whole": self.whole}
+
+    def _shift(self, shifts: Tensor, old: int) -> None:
+        with torch.no_grad():
+            self.rows[HEAD].add_(shifts[old:])
+            if self.whole:
+                self.masters[HEAD].add_(shifts[:old])
 
     def _merged(self, role: Role) -> Tensor:
         master = self.masters[role]
