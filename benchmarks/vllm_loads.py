@@ -3,10 +3,10 @@
     python benchmarks/vllm_loads.py MODEL WORK --vllm PYTHON [--formats F ...] [--text FILE]
 
 MODEL is a Hugging Face directory, PYTHON the interpreter of an environment that has vLLM. Blocks
-are rounded to each format, embedding and head stay bf16; vLLM runs the export in bf16. Its
-log-probabilities of a text's tokens are compared with those of the same dequantized weights in
-fp32 throughout, and beside it those of transformers on these weights in bf16: what bf16 itself
-costs. A format that vLLM refuses is printed with its reason.
+are rounded to each format (F:A asks for activations A as well), embedding and head stay bf16; vLLM
+runs the export in bf16. Its log-probabilities of a text's tokens are compared with those of the
+same dequantized weights in fp32 throughout, and beside it those of transformers on these weights in
+bf16: what bf16 itself costs. A format that vLLM refuses is printed with its reason.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import os
 import subprocess
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,11 +30,14 @@ from octavo.compress.recipe import from_flags
 from octavo.evals.scorer import ExecutorScorer
 from octavo.io.checkpoint import open_model
 from octavo.io.corpora import stdlib_code
+from octavo.io.served import served_by
 from octavo.io.tokenizer import load_tokenizer
 
 F64 = npt.NDArray[np.float64]
 Prompts = Sequence[Sequence[int]]
-FORMATS = ("int4_g64", "int4_g64_sbf16", "int8_channel", "fp8_e4m3_channel")
+FORMATS = (
+    "int4_g64", "int4_g64_sbf16", "int8_channel", "int8_channel:a8_token", "fp8_e4m3_channel",
+)  # fmt: skip
 # Runs in vLLM's environment: the log-probability and the likeliest token of every prompt token but
 # the first, one prompt after the other.
 _THEIRS = """
@@ -109,7 +112,11 @@ def made(model: Path, name: str, work: Path) -> tuple[Path, Path]:
     """The artifact with its blocks rounded to `name`, and its export; a dequantized one beside."""
     work.mkdir(parents=True, exist_ok=True)
     artifact, export, plain = (work / f"{name}{end}" for end in ("", "-ct", "-hf"))
-    recipe = from_flags("rtn", name, (("embed", "bf16"), ("head", "bf16")))
+    format, _, activations = name.partition(":")
+    recipe = from_flags("rtn", format, (("embed", "bf16"), ("head", "bf16")))
+    if activations:
+        kept = (("head", "a32"),)
+        recipe = replace(recipe, activations=activations, keep_activations=kept)
     if not artifact.exists():
         compress(model, recipe, artifact, Material(None, ()))
     if not export.exists():
@@ -141,13 +148,15 @@ def _reason(lines: Sequence[str]) -> str:
 
 
 def reference(path: Path, prompts: Prompts) -> Scores:
-    """The dequantized weights, in fp32 throughout."""
+    """The dequantized weights in fp32 throughout, activations rounded where the artifact asks."""
     from octavo.backends.reference.executor import load_reference
 
     with open_model(path) as opened:
+        asked = served_by(opened.source).activations != "auto"
         config = RuntimeConfig(
-            context=max(map(len, prompts)), max_seqs=1, activations="a32", kv_format="fp32"
-        )
+            context=max(map(len, prompts)), max_seqs=1, kv_format="fp32",
+            activations="auto" if asked else "a32",
+        )  # fmt: skip
         executor = load_reference(opened.source, opened.spec, config)
     with closing(ExecutorScorer(executor, "fp32")) as scorer:
         blocks = (np.concatenate(list(scorer.logits(p[:-1], 0, len(p)))) for p in prompts)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -120,6 +122,80 @@ def test_hf_holds_every_value(tmp_path: Path, family: str) -> None:
         # Gemma's norms go through fl(fl(w - 1) + 1): two roundings of numbers below 4.
         tolerance = 2.0**-22 if family == "gemma3" and "norm" in role else 0
         np.testing.assert_allclose(back[role], expected, rtol=0, atol=tolerance, err_msg=role)
+
+
+def by_token(tmp_path: Path, name: str = "int8_channel") -> Path:
+    path = small_model("llama", tmp_path / "m")
+    kept = (("down", "a8"), ("head", "a8"))
+    recipe = replace(from_flags("rtn", name), activations="a8_token", keep_activations=kept)
+    compress(path, recipe, tmp_path / "a", material(0))
+    return tmp_path / "a"
+
+
+@pytest.mark.parametrize("name", ["int8_channel", "int8_channel_sbf16", "int8_tensor"])
+def test_activations_by_token_go_with_their_layers(tmp_path: Path, name: str) -> None:
+    source = by_token(tmp_path, name)
+    export_compressed_tensors(source, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    said = {group["format"]: group for group in config["config_groups"].values()}
+    assert said.keys() == {"int-quantized", "pack-quantized"}
+    inputs = said["int-quantized"]["input_activations"]
+    wanted = {"num_bits": 8, "type": "int", "strategy": "token", "dynamic": True, "symmetric": True}
+    assert inputs.items() >= wanted.items()
+    assert said["pack-quantized"]["input_activations"] is None
+    assert all("down_proj" in target for target in said["pack-quantized"]["targets"])
+    back = values(tmp_path / "out")
+    for role, expected in values(source).items():
+        np.testing.assert_array_equal(back[role], expected, err_msg=role)
+
+
+def test_codes_of_fewer_bits_stay_packed_whatever_their_inputs(tmp_path: Path) -> None:
+    export_compressed_tensors(by_token(tmp_path, "int4_channel"), tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    (group,) = config["config_groups"].values()
+    assert (group["format"], group["input_activations"]) == ("pack-quantized", None)
+
+
+def test_transformers_rounds_the_activations_too(tmp_path: Path) -> None:
+    pytest.importorskip("compressed_tensors")
+    pytest.importorskip("accelerate")
+    transformers = pytest.importorskip("transformers")
+    from octavo.backends.base import RuntimeConfig
+    from octavo.backends.reference.executor import load_reference
+    from octavo.evals.scorer import ExecutorScorer
+
+    export_compressed_tensors(by_token(tmp_path), tmp_path / "out")
+    model = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    ids = [3, 1, 4, 1, 5, 9, 2, 6]
+    theirs = model(torch.tensor([ids])).logits[0].detach().numpy()
+    found = {}
+    for activations in ("a8_token", "a32"):
+        with open_model(tmp_path / "a") as opened:
+            config = RuntimeConfig(
+                context=16, max_seqs=1, activations=activations, kv_format="fp32",
+                keep_activations=(("down", "a32"), ("head", "a32")),
+            )  # fmt: skip
+            executor = load_reference(opened.source, opened.spec, config)
+        scorer = ExecutorScorer(executor, activations)
+        (found[activations],) = (rows.copy() for rows in scorer.logits(ids, 0, 16))
+        scorer.close()
+    # compressed-tensors takes 127.5 for the largest input and we 127: other roundings, as large.
+    rounding = np.abs(found["a8_token"] - found["a32"]).max()
+    assert 0 < np.abs(theirs - found["a32"]).max() < 4 * rounding
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_the_config_names_the_type_by_every_key_that_the_source_has(
+    tmp_path: Path, dtype: Literal["bf16", "fp16"]
+) -> None:
+    small_model("llama", tmp_path / "m")
+    export_hf(tmp_path / "m", tmp_path / "plain", dtype)
+    assert "dtype" not in json.loads((tmp_path / "plain" / "config.json").read_text())
+    model = tmp_path / "m" / "config.json"
+    model.write_text(json.dumps({**json.loads(model.read_text()), "dtype": "float32"}))
+    export_hf(tmp_path / "m", tmp_path / "out", dtype)
+    found = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert found["dtype"] == found["torch_dtype"] == {"bf16": "bfloat16", "fp16": "float16"}[dtype]
 
 
 def test_bf16_rounds_once(tmp_path: Path) -> None:

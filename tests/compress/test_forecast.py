@@ -12,10 +12,16 @@ from octavo.compress.forecast import Watch, check_memory, predicted_peak
 from octavo.compress.job import compress
 from octavo.compress.plan import Plan, plan
 from octavo.compress.recipe import Recipe, Step, from_flags
+from octavo.compress.state import WorkDirectory
 from octavo.core.errors import ResourceError
 from octavo.core.hardware import probe
 from octavo.io.checkpoint import open_model
+from support.model_files import HEAD_DIM, HEADS, HIDDEN, INTER, KV_HEADS, VOCAB
 from support.small_models import material, small_model
+
+# Matrices, norms and the biases of qwen2's q, k and v.
+_Q, _KV = HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM
+ONE_BLOCK = HIDDEN * (2 * _Q + 2 * _KV + 3 * INTER + 2) + _Q + 2 * _KV
 
 
 def planned(tmp_path: Path, recipe: Recipe) -> Plan:
@@ -62,6 +68,54 @@ def test_stages_of_an_earlier_run_tell_nothing_of_time(tmp_path: Path) -> None:
         watch(stage, done, 12)
     # 7 s for blocks 2 and 3, 6 blocks of 3.5 s are left; of the last stage nothing is known
     assert watch.forecast().predicted_seconds == 7 + 6 * 3.5
+
+
+def test_a_resumed_run_knows_the_head_by_what_the_embedding_took(tmp_path: Path) -> None:
+    made = planned(tmp_path, from_flags("gptq", "int4_g32"))
+    assert not made.spec.tied_head
+    work = WorkDirectory(tmp_path / "work", {"recipe": "x"})
+    assert work.seconds() == {}
+    first = Watch(made, 16, clock=iter([0.0, 11.0]).__next__, note=work.note_seconds)
+    first("first", 1, 4)
+    assert work.seconds() == {"first": 11}
+    ticks = iter([0.0, 0.0, 3.0, 7.0])
+    again = Watch(
+        made, 16, clock=lambda: next(ticks), found=frozenset({"first"}), earlier=work.seconds(),
+        note=work.note_seconds,
+    )  # fmt: skip
+    for done, stage in enumerate(["first", "0", "1"], 1):
+        again(stage, done, 6)
+    # 7 s so far, two blocks of 3.5 s and a head like the embedding are left
+    assert again.forecast().predicted_seconds == 7 + 2 * 3.5 + 11
+    assert work.seconds() == {"first": 11, "0": 3, "1": 4}
+
+
+@pytest.mark.parametrize(
+    ("embedded", "last"),
+    [("rtn", 0.0), ("gptq", 3.5 * VOCAB * HIDDEN / ONE_BLOCK)],
+    ids=["a norm alone", "the embedding"],
+)
+def test_a_tied_head_takes_the_last_stage_only_when_it_waits_for_data(
+    tmp_path: Path, embedded: str, last: float
+) -> None:
+    recipe = Recipe((Step("gptq", "int4_g32"), Step(embedded, "int4_g32", ("embed",))))
+    with open_model(small_model("qwen2", tmp_path)) as model:
+        made = plan(recipe, model.spec)
+    assert made.spec.tied_head
+    ticks = iter([0.0, 2.0, 5.0, 9.0])
+    watch = Watch(made, 16, clock=lambda: next(ticks))
+    for done, stage in enumerate(["first", "0", "1"], 1):
+        watch(stage, done, 4)
+    assert watch.forecast().predicted_seconds == pytest.approx(9 + last)
+
+
+def test_a_peak_that_cannot_be_told_from_an_earlier_one_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = planned(tmp_path, from_flags("rtn", "int4_g32"))
+    assert Watch(made, 0).forecast().peak is not None
+    monkeypatch.setattr(forecast, "forget_peak", lambda: False)
+    assert Watch(made, 0).forecast().peak is None
 
 
 def test_too_little_memory_is_refused_before_work(

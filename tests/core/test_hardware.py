@@ -188,6 +188,18 @@ def test_memory_of_this_process_grows_with_what_it_holds() -> None:
     assert before.proportional <= before.resident
 
 
+def test_a_peak_that_is_forgotten_begins_anew() -> None:
+    held = bytearray(os.urandom(1)) * (64 << 20)
+    before = hardware.process_memory().peak
+    del held
+    assert hardware.forget_peak()
+    assert before - hardware.process_memory().peak >= 48 << 20
+
+
+def test_a_peak_that_stays_is_said(tmp_path: Path) -> None:
+    assert not hardware.forget_peak(tmp_path)
+
+
 def test_memory_of_an_invisible_process_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="smaps_rollup"):
         hardware.process_memory(1, tmp_path)

@@ -12,6 +12,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from octavo.backends.base import RuntimeConfig
+from octavo.backends.served import activations_for, settled
 from octavo.compress.artifact import WEIGHTS, write_config, write_tokenizer
 from octavo.compress.pack_quantized import Packed, quantization_config, said
 from octavo.compress.storage import TABLES, left_alone
@@ -46,11 +48,12 @@ def write_hf(model: OpenModel, out: Path, dtype: FloatType = "fp32") -> None:
     with new_directory(out) as directory:
         tensors = _plain_tensors(model, roles(model.spec), dtype)
         write_safetensors(directory / WEIGHTS, tensors, {"format": "pt"})
-        _write_rest(directory, model, {"torch_dtype": _TORCH[dtype]})
+        _write_rest(directory, model, dtype, {})
 
 
 def export_compressed_tensors(model: Path, out: Path, dtype: FloatType = "fp32") -> None:
     """The layers' codes as compressed-tensors has them; tables, and what has no codes, as `dtype`.
+    Of an artifact that asks for a8_token its int8 layers say so, and run so elsewhere.
 
     Raises UserError when `out` exists, UnsupportedError naming the first layer that can't be said.
     """
@@ -65,15 +68,14 @@ def export_compressed_tensors(model: Path, out: Path, dtype: FloatType = "fp32")
             tensors |= {f"{name}.{key}": array for key, array in layer.parts().items()}
         write_safetensors(directory / WEIGHTS, tensors, {"format": "pt"})
         config = quantization_config(packed, left_alone(opened.spec, plain))
-        _write_rest(
-            directory, opened, {"quantization_config": config, "torch_dtype": _TORCH[dtype]}
-        )
+        _write_rest(directory, opened, dtype, {"quantization_config": config})
 
 
 def _split(model: OpenModel) -> tuple[dict[str, Packed], list[Role]]:
     """Layers that compressed-tensors can say by name, and the other roles."""
     packed: dict[str, Packed] = {}
     plain: list[Role] = []
+    config, _ = settled(RuntimeConfig(), model.source)
     for role in roles(model.spec):
         view = model.source.tensor(role)
         format = view.format
@@ -88,7 +90,8 @@ def _split(model: OpenModel) -> tuple[dict[str, Packed], list[Role]]:
                 f"{name} {why}, which compressed-tensors can't say: export to hf, or compress the "
                 "model with an integer format (int4_g128, int8_channel) or fp8_e4m3_channel"
             )
-        packed[name] = Packed(view.quantized(0, view.shape[0]))
+        by_token = activations_for(role, config) == "a8_token"
+        packed[name] = Packed(view.quantized(0, view.shape[0]), by_token)
     return packed, plain
 
 
@@ -126,6 +129,10 @@ def _family(model: OpenModel) -> Family:
     return family_named(model.spec.family)
 
 
-def _write_rest(directory: Path, model: OpenModel, changes: Mapping[str, object]) -> None:
-    write_config(directory, model, changes)
+def _write_rest(
+    directory: Path, model: OpenModel, dtype: FloatType, changes: Mapping[str, object]
+) -> None:
+    """config.json names the floats' type, by transformers' newer key too if the source does."""
+    keys = {"torch_dtype", *({"dtype"} & model.metadata.keys())}
+    write_config(directory, model, {**changes, **dict.fromkeys(keys, _TORCH[dtype])})
     write_tokenizer(directory, model)

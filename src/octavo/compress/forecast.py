@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
+from types import MappingProxyType
 
 from octavo.compress.base import Needs
 from octavo.compress.plan import FIRST, Plan
 from octavo.core.allocator import return_freed_memory
 from octavo.core.errors import ResourceError
-from octavo.core.hardware import probe, process_memory
+from octavo.core.hardware import forget_peak, probe, process_memory
 from octavo.spec.decoder import DecoderSpec, LayerSpec, MoeMlp, Role
 from octavo.spec.graph import role_shape, roles, shared_inputs
 
@@ -24,8 +25,9 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """Bytes of the process at their peak while it compresses (measuring not counted), and seconds
-    of compressing: predicted, and as they came. None where nothing could be said."""
+    """Bytes of the process at their peak while it compresses (reading the text before and measuring
+    after are not counted), and seconds of compressing: predicted, and as they came. None where
+    nothing could be said."""
 
     predicted_peak: int
     peak: int | None = None
@@ -53,7 +55,8 @@ def check_memory(need: int) -> None:
 class Watch:
     """Times stages as they are finished, and says when all will be: a Progress around another.
 
-    found  stages that an earlier run has finished: they take no time, and tell nothing of others
+    found    stages that an earlier run has finished: they take no time, and tell nothing of others
+    earlier  seconds that stages took in earlier runs; note is told those of this one
     """
 
     def __init__(
@@ -63,10 +66,13 @@ class Watch:
         inner: Progress | None = None,
         clock: Clock = time.monotonic,
         found: frozenset[str] = frozenset(),
+        earlier: Mapping[str, float] = MappingProxyType({}),
+        note: Callable[[str, float], None] = lambda stage, seconds: None,
     ) -> None:
-        self._found = found
+        self._plan, self._found, self._earlier, self._note = plan, found, earlier, note
         self._inner, self._clock = inner, clock
         return_freed_memory()  # what reading the text left is no part of what is needed
+        self._above = 0 if forget_peak() else process_memory().peak
         self._before = process_memory().resident
         self._need = predicted_peak(plan, length)
         self._begin = self._last = clock()
@@ -83,14 +89,27 @@ class Watch:
         now = self._clock()
         self._stages[stage], self._last = now - self._last, now
         self._seconds = now - self._begin
+        if stage not in self._found:
+            self._note(stage, self._stages[stage])
         new = {name: taken for name, taken in self._stages.items() if name not in self._found}
         blocks = [taken for name, taken in new.items() if name.isdigit()]
         if stage in new and stage.isdigit() and len(blocks) == _REVISED_AFTER:
             left = total - done - 1  # the last stage is no block
             later = sum(blocks) / len(blocks)
-            self._predicted = self._seconds + left * later + new.get(FIRST, 0.0)
+            self._predicted = self._seconds + left * later + self._last_stage(later, new)
         if self._inner:
             self._inner(self._words(stage), done, total)
+
+    def _last_stage(self, block: float, new: Mapping[str, float]) -> float:
+        """Seconds of the last stage: a head of its own takes what the embedding took; an embedding
+        that waits for its data as much as a block of that size; otherwise it copies a norm."""
+        spec = self._plan.spec
+        if not spec.tied_head:
+            return new.get(FIRST, self._earlier.get(FIRST, 0.0))
+        if self._plan.encoded_first():
+            return 0.0
+        values = sum(prod(role_shape(spec, role)) for role in roles(spec) if role.layer == 0)
+        return block * prod(role_shape(spec, Role("embed"))) / values
 
     def _words(self, stage: str) -> str:
         if self._predicted is None or self._seconds is None:
@@ -100,7 +119,8 @@ class Watch:
     def forecast(self) -> Forecast:
         """Of what was watched; call it when the last stage is done."""
         peak = process_memory().peak
-        return Forecast(self._before + self._need, peak, self._predicted, self._seconds)
+        came = peak if peak > self._above else None  # else it may be that of reading the text
+        return Forecast(self._before + self._need, came, self._predicted, self._seconds)
 
 
 def _gradients(plan: Plan, length: int) -> int:

@@ -77,7 +77,10 @@ def compress(
             work = WorkDirectory(partial(out), _identity(recipe, material, files))
             with _clearing(work):
                 found = frozenset(name for name in resolved.stages() if work.finished(name))
-                watch = Watch(resolved, _length(material), progress, found=found)
+                watch = Watch(
+                    resolved, _length(material), progress, found=found, earlier=work.seconds(),
+                    note=work.note_seconds,
+                )  # fmt: skip
                 check_memory(watch.need)
                 Driver(opened.source, resolved, material.tokens, work).run(watch)
                 forecast = watch.forecast()

@@ -1,8 +1,9 @@
 """Our codes in compressed-tensors' words: the inverse of `octavo.io.foreign.compressed_tensors`.
 
 Integers become pack-quantized (per tensor as per channel: it has no packed zero points per
-tensor), fp8 e4m3 float-quantized. Scales keep their type; the tool's decompressor rounds each
-product to it, so its values are ours rounded once.
+tensor), fp8 e4m3 float-quantized, symmetric int8 whose inputs get a scale of each token
+int-quantized. Scales keep their type; the tool's decompressor rounds each product to it, so its
+values are ours rounded once.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from octavo.formats.packing import pack_bits
 from octavo.formats.quantized import QuantizedTensor
 
 Array = npt.NDArray[Any]
-Scheme = tuple[str, int, bool, str, int]  # type, bits, symmetric, strategy, group
+Scheme = tuple[str, int, bool, str, int, bool]  # type, bits, symmetric, strategy, group, w8a8
 
 _VERSION = "0.15.0"  # of the package whose layout this is
 
@@ -39,9 +40,14 @@ def said(format: NumberFormat) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A layer; its format is one that can be `said`."""
+    """A layer; its format is one that can be `said`.
+
+    by_token  its inputs are rounded to 8 bits with a scale of each token (a8_token), which is said
+              of symmetric int8 weights with a scale per row or tensor, and left out of others.
+    """
 
     tensor: QuantizedTensor
+    by_token: bool = False
 
     @property
     def scheme(self) -> Scheme:
@@ -55,15 +61,20 @@ class Packed:
                 raise AssertionError(format)
         kind = "float" if format.kind == "float" else "int"
         bits = 2 if format.variant == "binary" else format.bits
-        return kind, bits, format.zero == "none", strategy, group
+        symmetric = format.zero == "none"
+        w8a8 = self.by_token and symmetric and (kind, bits, strategy) == ("int", 8, "channel")
+        return kind, bits, symmetric, strategy, group, w8a8
 
     def parts(self) -> dict[str, Array]:
         """The layer's tensors by the rest of their names."""
-        kind, bits, symmetric, _, _ = self.scheme
+        kind, bits, symmetric, _, _, w8a8 = self.scheme
         out, width = self.tensor.shape
         if kind == "float":
             return {"weight": self.tensor.codes, "weight_scale": self._scales()}
         codes = self.tensor.unpacked_codes()
+        if w8a8:
+            signed = (codes.astype(np.int16) - 128).astype(np.int8)
+            return {"weight": signed, "weight_scale": self._scales()}
         if self.tensor.format.variant == "binary":
             codes = codes * np.uint8(2) + np.uint8(1)
         parts: dict[str, Array] = {
@@ -113,14 +124,19 @@ def quantization_config(layers: Mapping[str, Packed], ignored: Sequence[str]) ->
 
 
 def _group(scheme: Scheme, targets: list[str]) -> dict[str, object]:
-    kind, bits, symmetric, strategy, size = scheme
+    kind, bits, symmetric, strategy, size, w8a8 = scheme
     weights = {
         "num_bits": bits, "type": kind, "symmetric": symmetric, "strategy": strategy,
         "group_size": size or None, "dynamic": False, "actorder": None, "block_structure": None,
     }  # fmt: skip
+    inputs = {
+        "num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "group_size": None,
+        "dynamic": True, "actorder": None, "block_structure": None,
+    }  # fmt: skip
     format = "float-quantized" if kind == "float" else "pack-quantized"
-    return {"targets": targets, "weights": weights, "format": format,
-            "input_activations": None, "output_activations": None}  # fmt: skip
+    return {"targets": targets, "weights": weights,
+            "format": "int-quantized" if w8a8 else format,
+            "input_activations": inputs if w8a8 else None, "output_activations": None}  # fmt: skip
 
 
 def _words(codes: Array, bits: int) -> Array:

@@ -30,6 +30,7 @@ from octavo.io.safetensors_file import open_safetensors, write_safetensors
 F32 = npt.NDArray[np.float32]
 Arrays = dict[str, npt.NDArray[np.generic]]
 _MASK = "mask of "
+_SECONDS = "seconds.json"
 
 
 @dataclass(slots=True)
@@ -152,6 +153,22 @@ class WorkDirectory:
     def hidden(self, layer: int) -> Path:
         """Where the inputs of block `layer` are kept."""
         return self.path / f"hidden-{layer}.f32"
+
+    def seconds(self) -> dict[str, float]:
+        """What stages took, in whichever run made them; nothing of those that nobody noted."""
+        try:
+            found = json.loads((self.path / _SECONDS).read_text(encoding="utf-8"))
+            return {str(name): float(taken) for name, taken in found.items()}
+        except (OSError, ValueError, AttributeError, TypeError):
+            return {}
+
+    def note_seconds(self, stage: str, taken: float) -> None:
+        """For the forecast of a run that goes on from here. Raises ResourceError on a full disk."""
+        try:
+            with replacing(self.path / _SECONDS) as file:
+                file.write(json.dumps({**self.seconds(), stage: taken}).encode())
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)

@@ -129,6 +129,16 @@ def process_memory(pid: int | None = None, root: Path = Path("/")) -> ProcessMem
     return ProcessMemory(sizes["Pss"], sizes.get("Anonymous", 0), resident, status.get("VmHWM", 0))
 
 
+def forget_peak(root: Path = Path("/")) -> bool:
+    """Begin this process's peak of memory anew, at what is resident now (Linux: 5 written to
+    clear_refs). False where the kernel or the permissions don't let it."""
+    try:
+        (root / "proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
 def parse_kilobytes(text: str) -> dict[str, int]:
     """`Name:   123 kB` lines (meminfo, smaps_rollup, status) -> bytes by name."""
     found = re.findall(r"^(\S+):\s+(\d+) kB$", text, re.MULTILINE)
