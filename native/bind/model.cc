@@ -100,7 +100,9 @@ void bind_weight(nb::module_& m) {
       .value("F32", Code::kF32)
       .value("SPARSE_NIBBLE", Code::kSparseNibble)
       .value("SPARSE_BYTE", Code::kSparseByte)
-      .value("TRELLIS", Code::kTrellis);
+      .value("TRELLIS", Code::kTrellis)
+      .value("BLOCK_NIBBLE", Code::kBlockNibble)
+      .value("BLOCK_BYTE", Code::kBlockByte);
   nb::enum_<Act>(m, "Act")
       .value("A8", Act::kA8)
       .value("A16", Act::kA16)
@@ -133,13 +135,19 @@ void bind_weight(nb::module_& m) {
             set_levels16(&plan, levels, step);
           },
           "levels"_a, "step"_a)
+      .def(
+          "set_blocks",
+          [](PackPlan& plan, const In<uint8_t, 2>& mask) {
+            set_blocks(&plan, {mask.data(), mask.data() + mask.size()});
+          },
+          "mask"_a)
       .def_rw("levels8", &PackPlan::levels8)
       .def_rw("levels", &PackPlan::levels)
       .def_prop_ro("packed_bytes", [](const PackPlan& plan) { return packed_bytes(plan); });
   nb::class_<Weight>(m, "Weight")
       .def(nb::init<std::shared_ptr<Arena>, PackPlan>(), "arena"_a, "plan"_a)
       .def_prop_ro("bytes", &Weight::bytes)
-      .def_prop_ro("row_bytes", [](const Weight& w) { return w.view().panel_bytes / kLanes; })
+      .def_prop_ro("row_bytes", [](const Weight& w) { return mean_panel_bytes(w.view()) / kLanes; })
       .def(
           "pack_gguf",
           [](Weight& w, const std::string& type, const In<uint8_t, 2>& data, int row0) {

@@ -42,9 +42,9 @@ using octavo::PackPlan;
 using octavo::Scaling;
 
 // In the order of Code.
-constexpr const char* kCodeNames[] = {"two", "three",         "nibble",      "five",
-                                      "six", "byte",          "f16",         "bf16",
-                                      "f32", "sparse_nibble", "sparse_byte", "trellis"};
+constexpr const char* kCodeNames[] = {
+    "two",  "three", "nibble",        "five",        "six",     "byte",         "f16",
+    "bf16", "f32",   "sparse_nibble", "sparse_byte", "trellis", "block_nibble", "block_byte"};
 
 Code code_of(const std::string& name) {
   for (size_t i = 0; i < std::size(kCodeNames); ++i) {
@@ -94,7 +94,8 @@ Scaling scaling_of(const std::string& name) {
 // extra: "", "offset" or "zero"; supers: inputs of a super-group, and sub_bias.
 std::unique_ptr<Packed> make_packed(int n, int k, const std::string& code, int group, int zero,
                                     const std::string& scaling, const std::string& extra,
-                                    std::tuple<int, int> supers) {
+                                    std::tuple<int, int> supers,
+                                    const std::optional<In<uint8_t>>& blocks) {
   PackPlan plan;
   plan.n = n;
   plan.k = k;
@@ -105,6 +106,7 @@ std::unique_ptr<Packed> make_packed(int n, int k, const std::string& code, int g
   plan.has_offset = extra == "offset";
   plan.has_zero = extra == "zero";
   std::tie(plan.super_group, plan.sub_bias) = supers;
+  if (blocks) octavo::set_blocks(&plan, vector_of(blocks));
   return std::make_unique<Packed>(std::move(plan));
 }
 
@@ -421,6 +423,7 @@ void bind_testing(nb::module_& m) {
       .def_prop_ro("panels", [](const Packed& w) { return w.view.panels; })
       .def_prop_ro("k_pad", [](const Packed& w) { return w.view.k_pad; })
       .def_prop_ro("panel_bytes", [](const Packed& w) { return w.view.panel_bytes; })
+      .def_prop_ro("bytes", [](const Packed& w) { return octavo::weight_bytes(w.view); })
       .def("pack_affine", &pack_affine, nb::arg("row0"), nb::arg("codes"), nb::arg("scales"),
            nb::arg("offsets").none() = nb::none(), nb::arg("zeros").none() = nb::none(),
            nb::arg("subs").none() = nb::none(), nb::arg("sub_offsets").none() = nb::none())
@@ -433,7 +436,7 @@ void bind_testing(nb::module_& m) {
       .def("raw", &raw_bytes);
   m.def("packed", &make_packed, nb::arg("n"), nb::arg("k"), nb::arg("code"), nb::arg("group") = 0,
         nb::arg("zero") = 0, nb::arg("scaling") = "f16", nb::arg("extra") = "",
-        nb::arg("supers") = std::tuple<int, int>(0, 0));
+        nb::arg("supers") = std::tuple<int, int>(0, 0), nb::arg("blocks").none() = nb::none());
   m.def("gguf_packed", &gguf_packed);
   m.def("isas", &isas);
   m.def("isa_of", [](const std::string& isa) { return std::string(table_of(isa).isa); });

@@ -116,6 +116,24 @@ std::vector<uint8_t> random_bytes(Random& random, int n, int most) {
   return bytes;
 }
 
+// Blocks that are there, of each panel by chance, and zeros in the others.
+void leave_out_blocks(Random& random, PackPlan* plan, std::vector<uint8_t>* codes) {
+  const int units = plan->k / kUnit, row_bytes = (units + 7) / 8, percent = between(random, 0, 100);
+  std::vector<uint8_t> mask(static_cast<size_t>(plan->n / kLanes * row_bytes));
+  for (int panel = 0; panel < plan->n / kLanes; ++panel) {
+    for (int u = 0; u < units; ++u) {
+      if (between(random, 1, 100) <= percent) {
+        mask[static_cast<size_t>(panel * row_bytes + u / 8)] |= static_cast<uint8_t>(1 << u % 8);
+        continue;
+      }
+      for (int row = panel * kLanes; row < (panel + 1) * kLanes; ++row) {
+        std::memset(codes->data() + row * plan->k + u * kUnit, plan->zero, kUnit);
+      }
+    }
+  }
+  if (is_block(plan->code)) set_blocks(plan, mask);
+}
+
 // Two of every four codes of a row become the zero of sparse codes.
 void thin_out(Random& random, const PackPlan& plan, std::vector<uint8_t>* codes) {
   for (int row = 0; row < plan.n; ++row) {
@@ -130,8 +148,16 @@ void thin_out(Random& random, const PackPlan& plan, std::vector<uint8_t>* codes)
   }
 }
 
-void fill_codes(Random& random, Weights* w) {
-  const PackPlan& plan = w->plan;
+void allocate(Weights* w) {
+  w->memory.resize(static_cast<size_t>(packed_bytes(w->plan)) + 64);
+  w->data = w->memory.data() + (64 - reinterpret_cast<uintptr_t>(w->memory.data()) % 64);
+  clear_padding(w->plan, w->data);
+  w->view = packed_view(w->plan, w->data);
+}
+
+// Also decides which blocks there are, and takes the memory.
+AffineRows random_codes(Random& random, Weights* w) {
+  PackPlan& plan = w->plan;
   AffineRows rows;
   rows.rows = plan.n;
   rows.k = plan.k;
@@ -140,6 +166,7 @@ void fill_codes(Random& random, Weights* w) {
   for (int i = 0; i < plan.n * plan.k; ++i)
     rows.codes.push_back(static_cast<uint8_t>(between(random, 0, (1 << top) - 1)));
   if (is_sparse(plan.code)) thin_out(random, plan, &rows.codes);
+  if (is_block(plan.code)) leave_out_blocks(random, &plan, &rows.codes);
   const int supers = two_level(plan) ? (plan.k + plan.super_group - 1) / plan.super_group : groups;
   const int most = plan.scaling == Scaling::kSub4 ? 15 : plan.scaling == Scaling::kSub6 ? 63 : 255;
   rows.scales = floats(random, plan.n * supers, 0.01F);
@@ -149,10 +176,32 @@ void fill_codes(Random& random, Weights* w) {
     rows.subs = random_bytes(random, plan.n * groups, most);
     rows.sub_offsets = random_bytes(random, plan.n * groups, most);
   }
+  allocate(w);
   pack_affine(plan, w->data, 0, rows);
+  return rows;
 }
 
-std::unique_ptr<Weights> random_weights(Random& random, const LinearKernel& row) {
+// A weight of blocks as it would be without: what a product by it must equal.
+void pack_densely(const Weights& from, const AffineRows& rows, Weights* to) {
+  to->plan = from.plan;
+  to->plan.code = within_blocks(from.plan.code);
+  allocate(to);
+  pack_affine(to->plan, to->data, 0, rows);
+}
+
+// Several words of bits, now and then.
+void whole_blocks(Random& random, PackPlan* plan) {
+  plan->n = kLanes * between(random, 1, 6);
+  if (between(random, 0, 3) == 0) plan->k *= 8;
+  if (plan->k % kUnit != 0) plan->group = plan->k = kUnit * between(random, 1, 10);
+}
+void symmetric(PackPlan* plan) {
+  plan->has_offset = plan->has_zero = false;
+  plan->zero = sparse_zero(plan->code);
+}
+
+// `dense`: of blocks, the same values without.
+std::unique_ptr<Weights> random_weights(Random& random, const LinearKernel& row, Weights* dense) {
   constexpr int kGroups[] = {16, 32, 64, 128, 1 << 20};
   auto w = std::make_unique<Weights>();
   PackPlan& plan = w->plan;
@@ -163,17 +212,15 @@ std::unique_ptr<Weights> random_weights(Random& random, const LinearKernel& row)
   if (plan.group > plan.k) {
     plan.group = plan.k = between(random, 1, 300);
   }
+  if (is_block(row.code)) whole_blocks(random, &plan);
   if (has_codes(row.code)) {
     random_levels(random, row.levels, &plan);
     random_tables(random, row.levels, &plan);
-  }
-  w->memory.resize(static_cast<size_t>(packed_bytes(plan)) + 64);
-  w->data = w->memory.data() + (64 - reinterpret_cast<uintptr_t>(w->memory.data()) % 64);
-  clear_padding(plan, w->data);
-  w->view = packed_view(plan, w->data);
-  if (has_codes(row.code)) {
-    fill_codes(random, w.get());
+    if (is_block(row.code)) symmetric(&plan);
+    const AffineRows rows = random_codes(random, w.get());
+    if (is_block(row.code)) pack_densely(*w, rows, dense);
   } else {
+    allocate(w.get());
     pack_f32(plan, w->data, 0, plan.n, floats(random, plan.n * plan.k).data());
   }
   return w;
@@ -225,15 +272,17 @@ void check_linear(Random& random, const LinearKernel& row, Result* result) {
     ++result->skipped;
     return;
   }
-  const auto w = random_weights(random, row);
-  const LinearKernel* plain = select_linear(*table_generic(), w->view, row.act);
+  Weights dense;
+  const auto w = random_weights(random, row, &dense);
+  const PackedWeight& same = is_block(row.code) ? dense.view : w->view;
+  const LinearKernel* plain = select_linear(*table_generic(), same, row.act);
   const int m = between(random, 1, 20), ldy = 16 * w->view.panels + 16;
   const auto x = random_rows(random, w->view, m, row.act);
   const int p0 = between(random, 0, w->view.panels - 1);
   const int p1 = between(random, p0 + 1, w->view.panels);
   Guarded<float> got(m * ldy), want(m * ldy);
   row.run(w->view, x->view, m, got.data(), ldy, p0, p1);
-  plain->run(w->view, x->view, m, want.data(), ldy, p0, p1);
+  plain->run(same, x->view, m, want.data(), ldy, p0, p1);
   result->note(got.intact() && got.same_as(want),
                std::string(row.name) + " n " + std::to_string(w->plan.n) + " k " +
                    std::to_string(w->plan.k) + " group " + std::to_string(w->plan.group) + " m " +
@@ -304,7 +353,8 @@ void check_rows(Random& random, const KernelTable& table, Result* result) {
 
 void check_unpack(Random& random, const KernelTable& table, const LinearKernel& row,
                   Result* result) {
-  const auto w = random_weights(random, row);
+  Weights dense;
+  const auto w = random_weights(random, row, &dense);
   const int at = between(random, 0, w->plan.n - 1);
   compare(
       table, "unpack_row", w->plan.k, std::vector<float>(),

@@ -12,6 +12,7 @@ constexpr int kUnit = 32;   // inputs of a unit: K is padded with zeros to a mul
 // How codes lie, by their bits: 2, 3, 4, 5, 6, 8; kF16, kBf16 and kF32 hold values, not codes.
 // kTrellis: 2 bits whose levels go by windows of four codes (src/octavo/formats/trellis.py).
 // kSparse*: codes of 4 or 8 bits of which at most two in every aligned four aren't 8 or 128.
+// kBlock*: codes of 4 or 8 bits; blocks of 16 rows by 32 inputs that are all 8 or 128 aren't there.
 enum class Code : uint8_t {
   kTwo,
   kThree,
@@ -24,7 +25,9 @@ enum class Code : uint8_t {
   kF32,
   kSparseNibble,
   kSparseByte,
-  kTrellis
+  kTrellis,
+  kBlockNibble,
+  kBlockByte
 };
 enum class Act : uint8_t { kA8, kBf16, kF32, kA16, kA8A16 };  // a8, abf16, a32, a16, a8a16
 
@@ -38,6 +41,7 @@ static inline constexpr int code_bits(Code code) {
       return 3;
     case Code::kNibble:
     case Code::kSparseNibble:
+    case Code::kBlockNibble:
       return 4;
     case Code::kFive:
       return 5;
@@ -45,6 +49,7 @@ static inline constexpr int code_bits(Code code) {
       return 6;
     case Code::kByte:
     case Code::kSparseByte:
+    case Code::kBlockByte:
       return 8;
     case Code::kF16:
     case Code::kBf16:
@@ -58,7 +63,15 @@ static inline constexpr bool has_codes(Code code) { return code_bits(code) <= 8;
 static inline constexpr bool is_sparse(Code code) {
   return code == Code::kSparseNibble || code == Code::kSparseByte;
 }
-// What sparse codes that aren't stored are.
+static inline constexpr bool is_block(Code code) {
+  return code == Code::kBlockNibble || code == Code::kBlockByte;
+}
+// How the codes of a block that is there lie.
+static inline constexpr Code within_blocks(Code code) {
+  if (!is_block(code)) return code;
+  return code == Code::kBlockByte ? Code::kByte : Code::kNibble;
+}
+// What codes that aren't stored are.
 static inline constexpr int sparse_zero(Code code) { return 1 << (code_bits(code) - 1); }
 // Bytes of 16 rows by 32 inputs.
 static inline constexpr int unit_bytes(Code code) {
@@ -71,7 +84,7 @@ static inline constexpr int level_count(Code code) {
 
 // A weight [n, k] packed in panels of 16 rows. One layout for all ISAs ("T16", docs/kernels.md).
 //
-//   panel p:  [ scales | offsets | codes ]   codes at data + p * panel_bytes, 64-byte aligned
+//   panel p:  [ scales | offsets | codes ]   codes at data + panel_start(p), 64-byte aligned
 //
 // Scales come first so that a panel is read front to back without a gap: with tables behind the
 // codes, read in turn with them, one core got 9.7 GB/s of this from memory that gives it 25.
@@ -93,6 +106,10 @@ static inline constexpr int level_count(Code code) {
 //   kTrellis 2 lines: codes of inputs 0 .. 15 and 16 .. 31, two bits each from the lowest on. Both
 //            words of a row are a run, a ring of 64 bits: the level of input i is
 //            levels8[rotr(run, 2 i) & 255]. Codes of such rows are given as these windows
+//   kBlockNibble, kBlockByte
+//            units as kNibble and kByte, those alone that are there, in order. Before the codes, in
+//            block_mask_bytes: bit u of a run of words of 64 bits = unit u is there. Neither
+//            offsets nor zero points nor levels; `zero` is 8 (128)
 //   kF16     per k, 32 B = [row 0..15] fp16
 //   kBf16    per 2 k, one line of 64 B = [row 0..15][2] bf16 (k even, k odd)
 //   kF32     per k, one line of 64 B = [row 0..15] float
@@ -133,7 +150,23 @@ struct PackedWeight {
   const uint8_t* data = nullptr;
   int64_t panel_bytes = 0, scale_offset = 0, offset_offset = 0;
   int32_t sub_at = 0, pair_at = 0;  // of two-level tables, from their start
+  // kBlock*: [panels + 1], how many units come before each panel; panel_bytes is without them then.
+  const int64_t* units_before = nullptr;
 };
+
+// From `data` to the codes of panel p; of p = panels: to where the next panel's would be.
+static inline int64_t panel_start(const PackedWeight& w, int64_t p) {
+  const int64_t units = w.units_before ? w.units_before[p] : 0;
+  return p * w.panel_bytes + units * unit_bytes(w.code);
+}
+// Bytes of all panels, and of one.
+static inline int64_t weight_bytes(const PackedWeight& w) { return panel_start(w, w.panels); }
+static inline int64_t mean_panel_bytes(const PackedWeight& w) {
+  return w.panels > 0 ? weight_bytes(w) / w.panels : 0;
+}
+static inline constexpr int64_t block_mask_bytes(int k_pad) {
+  return (k_pad / kUnit + 63) / 64 * 8;
+}
 
 // Rows of activations, prepared for linear layers. All rows are padded to k_pad with zeros.
 //

@@ -172,7 +172,7 @@ double read_weights(const Plan& plan, ThreadPool& pool, int passes) {
   const auto read = plan.table->peaks.read;
   std::atomic<uint64_t> sink{0};
   const auto share = [&](const PackedWeight& w, int t) {
-    const int64_t total = w.panels * w.panel_bytes, n = pool.threads();
+    const int64_t total = weight_bytes(w), n = pool.threads();
     const int64_t from = total * t / n / 64 * 64, to = total * (t + 1) / n / 64 * 64;
     const uint8_t* data = w.data + w.scale_offset + from;
     sink.store(read(data, static_cast<size_t>(to - from)), std::memory_order_relaxed);

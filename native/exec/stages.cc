@@ -251,7 +251,7 @@ void Step::mixed_linear(const Linear& linear, const Input& in, const ActRows& ac
   view.rows = w.narrow_rows;
   wide.rows = w.wide_rows;
   const bool both = w.n_narrow != 0 && w.n_wide != 0;
-  const int some = static_cast<int>(std::max<int64_t>(2, kMixedBytes / linear.w.panel_bytes));
+  const int some = static_cast<int>(std::max<int64_t>(2, kMixedBytes / mean_panel_bytes(linear.w)));
   const int chunk = both ? some : p1 - p0;
   for (int c0 = p0; c0 < p1; c0 += chunk) {
     const int c1 = std::min(p1, c0 + chunk);
@@ -267,7 +267,7 @@ void Step::outlier_linear(const Linear& linear, const Input& in, const ActRows& 
   view.k = in.k;
   view.k_pad = in.k_pad;
   view.a8_group = linear.a8_group;
-  const int64_t some = std::max<int64_t>(2, kMixedBytes / linear.w.panel_bytes);
+  const int64_t some = std::max<int64_t>(2, kMixedBytes / mean_panel_bytes(linear.w));
   const int chunk = static_cast<int>(std::min<int64_t>(kOutlierPanels, some));
   for (int c0 = p0; c0 < p1; c0 += chunk) {
     const int c1 = std::min(p1, c0 + chunk), column = c0 * kLanes;
@@ -285,7 +285,7 @@ void Step::outlier_linear(const Linear& linear, const Input& in, const ActRows& 
 // the next matrix is fetched before it waits, so that memory isn't idle across the barrier.
 void Step::warm(const Linear& next, int p) const {
   if (!few() || p >= next.w.panels) return;
-  const uint8_t* panel = next.w.data + p * next.w.panel_bytes;
+  const uint8_t* panel = next.w.data + panel_start(next.w, p);
   for (int64_t at = next.w.scale_offset; at < kWarmBytes; at += 64) __builtin_prefetch(panel + at);
 }
 

@@ -20,7 +20,7 @@ class Weight {
 
   const PackedWeight& view() const { return view_; }
   const PackPlan& plan() const { return plan_; }
-  int64_t bytes() const { return int64_t{view_.panels} * view_.panel_bytes; }
+  int64_t bytes() const { return weight_bytes(view_); }
 
   // Each fills rows [row0, row0 + rows); `data` is [rows][gguf_row_bytes(type, k)]. Throw
   // std::invalid_argument naming the type or the rows that don't fit.

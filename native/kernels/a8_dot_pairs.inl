@@ -83,12 +83,18 @@ OCTAVO_INLINE void dot_half(A8Tile<kPanels, kRows>& t, Sums* sums, const uint8_t
 
 // acc += v * q over inputs [k, k + 16) of a unit (`half` 0 or 1), or all 32 (`half` 2).
 template <Wide kMode, int kPanels, int kRows>
-OCTAVO_INLINE void dot_unit(A8Tile<kPanels, kRows>& t, int unit, int half) {
-  const uint8_t* lines = t.panel[0] + static_cast<int64_t>(unit) * unit_bytes(kMode.code);
+OCTAVO_INLINE void dot_lines(A8Tile<kPanels, kRows>& t, const uint8_t* const* units, int k,
+                             int half) {
   Sums sums[kRows];
   for (int r = 0; r < kRows; ++r) sums[r] = {i_set1(0), i_set1(0)};
-  if (half != 1) dot_half<kMode, 0>(t, sums, lines, unit * kUnit);
-  if (half != 0) dot_half<kMode, 1>(t, sums, lines, unit * kUnit);
+  if (half != 1) dot_half<kMode, 0>(t, sums, units[0], k);
+  if (half != 0) dot_half<kMode, 1>(t, sums, units[0], k);
   if (quads_in_16_bits(kMode) < 8 || half == 2) return;  // drained already
   for (int r = 0; r < kRows; ++r) drain<kMode>(sums[r], t.acc[0][r]);
+}
+
+template <Wide kMode, int kPanels, int kRows>
+OCTAVO_INLINE void dot_unit(A8Tile<kPanels, kRows>& t, int unit, int half) {
+  const uint8_t* lines = t.panel[0] + static_cast<int64_t>(unit) * unit_bytes(kMode.code);
+  dot_lines<kMode>(t, &lines, unit * kUnit, half);
 }

@@ -58,7 +58,15 @@ OCTAVO_INLINE void dot_half(A8Tile<kPanels, kRows>& t, const uint8_t* const* uni
   dot_quad<kMode, 4 * kHalf + 3>(t, units, quads);
 }
 
-// acc += v * q over inputs [k, k + 16) of a unit (`half` 0 or 1), or all 32 (`half` 2).
+// acc += v * q over inputs [k, k + 16) of a unit of each panel (`half` 0 or 1), or all 32 (`half`
+// 2).
+template <Wide kMode, int kPanels, int kRows>
+OCTAVO_INLINE void dot_lines(A8Tile<kPanels, kRows>& t, const uint8_t* const* units, int k,
+                             int half) {
+  if (half != 1) dot_half<kMode, 0>(t, units, k);
+  if (half != 0) dot_half<kMode, 1>(t, units, k);
+}
+
 template <Wide kMode, int kPanels, int kRows>
 OCTAVO_INLINE void dot_unit(A8Tile<kPanels, kRows>& t, int unit, int half) {
   const uint8_t* units[kPanels];
@@ -66,6 +74,5 @@ OCTAVO_INLINE void dot_unit(A8Tile<kPanels, kRows>& t, int unit, int half) {
   for (int p = 0; p < kPanels; ++p) {
     units[p] = t.panel[p] + static_cast<int64_t>(unit) * unit_bytes(kMode.code);
   }
-  if (half != 1) dot_half<kMode, 0>(t, units, unit * kUnit);
-  if (half != 0) dot_half<kMode, 1>(t, units, unit * kUnit);
+  dot_lines<kMode>(t, units, unit * kUnit, half);
 }

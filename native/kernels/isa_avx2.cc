@@ -22,6 +22,7 @@ namespace {
 #include "kernels/linear_a8_tiled.inl"
 #include "kernels/linear_a16.inl"
 #include "kernels/linear_a16_tiled.inl"
+#include "kernels/linear_blocks_tiled.inl"
 #include "kernels/kv_write.inl"
 #include "kernels/kv_kivi.inl"
 #include "kernels/kv_dot_avx2.inl"
@@ -30,9 +31,12 @@ namespace {
 #include "kernels/peaks.inl"
 #include "kernels/rows.inl"
 
-const LinearKernel kRows[] = {OCTAVO_TILED_A8_ROWS, OCTAVO_TILED_A16_ROWS,
+const LinearKernel kRows[] = {OCTAVO_TILED_A8_ROWS,
+                              OCTAVO_TILED_A16_ROWS,
                               OCTAVO_SPARSE_ROWS(OCTAVO_PLAIN_A8_ROW),
-                              OCTAVO_SPARSE_ROWS(OCTAVO_PLAIN_A16_ROW), OCTAVO_FLOAT_ROWS(true)};
+                              OCTAVO_SPARSE_ROWS(OCTAVO_PLAIN_A16_ROW),
+                              OCTAVO_BLOCK_ROWS,
+                              OCTAVO_FLOAT_ROWS(true)};
 const KernelTable kTable = OCTAVO_TABLE(kRows);
 
 }  // namespace

@@ -27,6 +27,7 @@ namespace {
 #include "kernels/linear_a8_tiled.inl"
 #include "kernels/linear_a16.inl"
 #include "kernels/linear_a16_tiled.inl"
+#include "kernels/linear_blocks_tiled.inl"
 #include "kernels/trellis_avx512vbmi.inl"
 #include "kernels/kv_write.inl"
 #include "kernels/kv_kivi.inl"
@@ -41,6 +42,7 @@ const LinearKernel kRows[] = {OCTAVO_VBMI_ROWS,
                               OCTAVO_TILED_A16_ROWS,
                               OCTAVO_SPARSE_ROWS(OCTAVO_TILED_A8_ROW),
                               OCTAVO_SPARSE_ROWS(OCTAVO_TILED_A16_ROW),
+                              OCTAVO_BLOCK_ROWS,
                               OCTAVO_FLOAT_ROWS(true)};
 const KernelTable kTable = OCTAVO_TABLE(kRows);
 

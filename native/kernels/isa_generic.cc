@@ -26,9 +26,13 @@ namespace {
 #include "kernels/peaks.inl"
 #include "kernels/rows.inl"
 
-const LinearKernel kRows[] = {OCTAVO_PLAIN_A8_ROWS, OCTAVO_PLAIN_A16_ROWS,
+const LinearKernel kRows[] = {OCTAVO_PLAIN_A8_ROWS,
+                              OCTAVO_PLAIN_A16_ROWS,
                               OCTAVO_SPARSE_ROWS(OCTAVO_PLAIN_A8_ROW),
-                              OCTAVO_SPARSE_ROWS(OCTAVO_PLAIN_A16_ROW), OCTAVO_FLOAT_ROWS(false)};
+                              OCTAVO_SPARSE_ROWS(OCTAVO_PLAIN_A16_ROW),
+                              OCTAVO_BLOCK_ROWS_OF(OCTAVO_PLAIN_A8_ROW),
+                              OCTAVO_BLOCK_ROWS_OF(OCTAVO_PLAIN_A16_ROW),
+                              OCTAVO_FLOAT_ROWS(false)};
 const KernelTable kTable = OCTAVO_TABLE(kRows);
 
 }  // namespace

@@ -10,11 +10,8 @@ inline F a16_plain(const PackedWeight& w, const uint8_t* panel, const int8_t* hi
   F y = f_zero();
   for (int k = 0; k < w.k_pad; k += step) {
     int32_t high[16] = {}, low[16] = {};
-    for (int h = k / 16; h < (k + step) / 16; ++h) {
-      const uint8_t* unit = panel + static_cast<int64_t>(h / 2) * unit_bytes(kMode.code);
-      dot16<kMode>(w, unit, h % 2, hi + 16 * h, high);
-      dot16<kMode>(w, unit, h % 2, lo + 16 * h, low);
-    }
+    if (!dot_step<kMode>(w, panel, k, step, hi, high)) continue;
+    dot_step<kMode>(w, panel, k, step, lo, low);
     const F a = f_set1(sa[k / a8_group]);
     const int g = group_of(w, k);
     const int sum_hi = sum_q(hi + k, step), sum_lo = sum_q(lo + k, step);

@@ -100,5 +100,3 @@ inline void linear_a16_tiled(const PackedWeight& w, const ActView& x, int m, flo
   if (step == 32) return a16_panels<kMode, 32>(w, x, m, y, ldy, p0, p1);
   a16_panels<kMode, 64>(w, x, m, y, ldy, p0, p1);
 }
-
-#undef OCTAVO_INLINE

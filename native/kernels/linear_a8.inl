@@ -71,6 +71,21 @@ inline int32_t sum_q(const int8_t* q, int n) {
   return s;
 }
 
+// The same over all of a step that is there; false: nothing is, and there is no step.
+template <Wide kMode>
+inline bool dot_step(const PackedWeight& w, const uint8_t* panel, int k, int step, const int8_t* q,
+                     int32_t* acc) {
+  constexpr Wide kHere = {within_blocks(kMode.code), kMode.levels};
+  bool any = false;
+  for (int h = k / 16; h < (k + step) / 16; ++h) {
+    const uint8_t* unit = unit_at<kMode.code>(w, panel, h / 2);
+    if (unit == nullptr) continue;
+    dot16<kHere>(w, unit, h % 2, q + 16 * h, acc);
+    any = true;
+  }
+  return any;
+}
+
 // One panel, one row of activations.
 template <Wide kMode>
 inline F a8_plain(const PackedWeight& w, const uint8_t* panel, const int8_t* q, const float* sa,
@@ -79,10 +94,7 @@ inline F a8_plain(const PackedWeight& w, const uint8_t* panel, const int8_t* q, 
   F y = f_zero();
   for (int k = 0; k < w.k_pad; k += step) {
     int32_t acc[16] = {};
-    for (int h = k / 16; h < (k + step) / 16; ++h) {
-      const uint8_t* unit = panel + static_cast<int64_t>(h / 2) * unit_bytes(kMode.code);
-      dot16<kMode>(w, unit, h % 2, q + 16 * h, acc);
-    }
+    if (!dot_step<kMode>(w, panel, k, step, q, acc)) continue;
     const F a = f_set1(sa[k / a8_group]);
     const int g = group_of(w, k);
     const int sum = sum_q(q + k, step);

@@ -20,7 +20,7 @@ inline Ahead panels_ahead(const PackedWeight& w, int p, int p1, int panels, int 
   const int count = smaller(panels, p1 - p);
   if (count <= 0) return {nullptr, nullptr, 0};
   const uint8_t* next = panel_at(w, p) + w.scale_offset;
-  const int64_t bytes = count * w.panel_bytes;
+  const int64_t bytes = panel_start(w, p + count) - panel_start(w, p);
   return {next, next + bytes, static_cast<int>((bytes / blocks + 63) / 64 * 64)};
 }
 

@@ -18,12 +18,28 @@ inline void fill_levels(const PackedWeight& w, Levels32* out) {
   }
 }
 
-inline const uint8_t* panel_at(const PackedWeight& w, int p) {
-  return w.data + static_cast<int64_t>(p) * w.panel_bytes;
-}
+inline const uint8_t* panel_at(const PackedWeight& w, int p) { return w.data + panel_start(w, p); }
 inline int group_of(const PackedWeight& w, int k) { return w.n_groups == 1 ? 0 : k / w.group; }
 
 #include "kernels/scales.inl"
+
+// Of a kBlock* weight: words of 64 bits, one for each 64 units of a panel.
+inline uint64_t block_word(const PackedWeight& w, const uint8_t* panel, int word) {
+  uint64_t bits;
+  __builtin_memcpy(&bits, panel - block_mask_bytes(w.k_pad) + 8 * word, 8);
+  return bits;
+}
+
+// Where unit u of a panel lies; null: a block that isn't there.
+template <Code kCode>
+inline const uint8_t* unit_at(const PackedWeight& w, const uint8_t* panel, int u) {
+  if constexpr (!is_block(kCode)) return panel + static_cast<int64_t>(u) * unit_bytes(kCode);
+  const uint64_t mine = block_word(w, panel, u / 64);
+  if ((mine >> (u % 64) & 1) == 0) return nullptr;
+  int before = __builtin_popcountll(mine & ((uint64_t{1} << (u % 64)) - 1));
+  for (int i = 0; i < u / 64; ++i) before += __builtin_popcountll(block_word(w, panel, i));
+  return panel + static_cast<int64_t>(before) * unit_bytes(kCode);
+}
 
 // A panel's tables are wanted all along it, but lie in front: they are fetched first, in order, so
 // that memory sees one stream without a gap. The codes that follow need no software prefetch: with
@@ -94,11 +110,10 @@ inline I codes_of(const uint8_t* unit, int i) {
   return i_or(four, i_shl(bits_at(unit + 256 + 64 * half, byte + 2 * part, 3), 4));
 }
 
-// Inputs [k, k + 32) of a panel to out[32][16].
+// Inputs [k, k + 32) of a panel, whose codes are `unit`, to out[32][16].
 template <Code kCode, bool kLut>
-inline void decode_codes(const PackedWeight& w, const Levels32& lv, const uint8_t* panel, int k,
-                         float* out) {
-  const uint8_t* unit = panel + static_cast<int64_t>(k / kUnit) * unit_bytes(kCode);
+inline void decode_codes(const PackedWeight& w, const Levels32& lv, const uint8_t* panel,
+                         const uint8_t* unit, int k, float* out) {
   for (int half = 0; half < 2; ++half) {
     const Scales s = scales_at(w, panel, k + 16 * half);
     for (int i = 16 * half; i < 16 * half + 16; ++i) {
@@ -135,8 +150,20 @@ inline void decode_f32(const uint8_t* panel, int k, float* out) {
 template <Code kCode>
 inline void decode_coded(const PackedWeight& w, const Levels32& lv, const uint8_t* panel, int k,
                          float* out) {
-  w.levels8 || w.levels ? decode_codes<kCode, true>(w, lv, panel, k, out)
-                        : decode_codes<kCode, false>(w, lv, panel, k, out);
+  const uint8_t* unit = unit_at<kCode>(w, panel, k / kUnit);
+  w.levels8 || w.levels ? decode_codes<kCode, true>(w, lv, panel, unit, k, out)
+                        : decode_codes<kCode, false>(w, lv, panel, unit, k, out);
+}
+
+template <Code kCode>
+inline void decode_block(const PackedWeight& w, const Levels32& lv, const uint8_t* panel, int k,
+                         float* out) {
+  const uint8_t* unit = unit_at<kCode>(w, panel, k / kUnit);
+  alignas(64) uint8_t zeros[unit_bytes(kCode)];
+  const int zero = sparse_zero(kCode);
+  for (uint8_t& byte : zeros)
+    byte = static_cast<uint8_t>(kCode == Code::kBlockByte ? zero : 17 * zero);
+  decode_codes<within_blocks(kCode), false>(w, lv, panel, unit ? unit : zeros, k, out);
 }
 
 inline void decode_unit(const PackedWeight& w, const Levels32& lv, const uint8_t* panel, int k,
@@ -166,6 +193,10 @@ inline void decode_unit(const PackedWeight& w, const Levels32& lv, const uint8_t
       return decode_coded<Code::kSparseNibble>(w, lv, panel, k, out);
     case Code::kSparseByte:
       return decode_coded<Code::kSparseByte>(w, lv, panel, k, out);
+    case Code::kBlockNibble:
+      return decode_block<Code::kBlockNibble>(w, lv, panel, k, out);
+    case Code::kBlockByte:
+      return decode_block<Code::kBlockByte>(w, lv, panel, k, out);
   }
 }
 

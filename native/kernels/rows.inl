@@ -64,6 +64,19 @@
 #define OCTAVO_SPARSE_ROWS(row) \
   row("s4", Code::kSparseNibble, Levels::kNone), row("s8", Code::kSparseByte, Levels::kNone)
 
+// Whole blocks of zeros left out.
+#define OCTAVO_TILED_BLOCK_A8_ROW(what, code, levels) \
+  OCTAVO_A8_ROW(what, code, levels, true, (linear_blocks_tiled<Wide{code, levels}, 1>))
+
+#define OCTAVO_TILED_BLOCK_A16_ROW(what, code, levels) \
+  OCTAVO_A16_ROW(what, code, levels, true, (linear_blocks_tiled<Wide{code, levels}, 2>))
+
+#define OCTAVO_BLOCK_ROWS_OF(row) \
+  row("b4", Code::kBlockNibble, Levels::kNone), row("b8", Code::kBlockByte, Levels::kNone)
+
+#define OCTAVO_BLOCK_ROWS \
+  OCTAVO_BLOCK_ROWS_OF(OCTAVO_TILED_BLOCK_A8_ROW), OCTAVO_BLOCK_ROWS_OF(OCTAVO_TILED_BLOCK_A16_ROW)
+
 // Weight-only products; `wide`: rows of bf16 are widened to fp32 (abf16). More than 16 float levels
 // are looked up by gathers, at 2.5 GB/s: no fast kernel.
 #define OCTAVO_GROUP_ROWS(act, name, bits, code, wide, fast, lut_fast)           \

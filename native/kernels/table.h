@@ -38,8 +38,8 @@ enum class Levels : uint8_t { kNone, kInt8, kInt16, kAny };
 enum class Needs : uint8_t { kNothing, kVbmi };
 
 struct LinearKernel {
-  // Grammar: linear_<a8|a16|abf16|a32>_<w2|w3|w4|w5|w6|w8|s4|s8|f16|bf16|f32|lut2 .. lut8|lutw2 ..
-  // lutw8|t2>_<isa>
+  // Grammar: linear_<a8|a16|abf16|a32>_<w2|w3|w4|w5|w6|w8|s4|s8|b4|b8|f16|bf16|f32|lut2 ..
+  // lut8|lutw2 .. lutw8|t2>_<isa>
   const char* name;
   Act act;
   Code code;

@@ -45,16 +45,34 @@ Geometry geometry(const PackPlan& plan) {
     g.scale_bytes = table_bytes(plan, &g);
     const int64_t zeros = plan.has_zero ? int64_t{g.n_groups} * kLanes : 0;
     g.offset_bytes = plan.has_offset ? g.scale_bytes : zeros;
-    g.front = round_up(g.scale_bytes + g.offset_bytes, 64);
+    const int64_t mask = is_block(plan.code) ? block_mask_bytes(g.k_pad) : 0;
+    g.front = round_up(g.scale_bytes + g.offset_bytes + mask, 64);
   }
-  g.panel_bytes = g.front + static_cast<int64_t>(g.k_pad / kUnit) * unit_bytes(plan.code);
+  const int units = is_block(plan.code) ? 0 : g.k_pad / kUnit;  // theirs differ by panel
+  g.panel_bytes = g.front + static_cast<int64_t>(units) * unit_bytes(plan.code);
   return g;
 }
 
-// Where row `row` puts its 4-byte words: every 64 bytes from here.
-uint8_t* row_words(const Geometry& g, uint8_t* data, int row) {
-  return data + (row / kLanes) * g.panel_bytes + g.front + (row % kLanes) * 4;
+uint8_t* panel_of(const PackPlan& plan, const Geometry& g, uint8_t* data, int panel) {
+  const int64_t units =
+      is_block(plan.code) ? plan.units_before[static_cast<size_t>(panel)] : int64_t{0};
+  return data + panel * g.panel_bytes + units * unit_bytes(plan.code);
 }
+
+// Where row `row` puts its 4-byte words: every 64 bytes from here.
+uint8_t* row_words(const PackPlan& plan, const Geometry& g, uint8_t* data, int row) {
+  return panel_of(plan, g, data, row / kLanes) + g.front + (row % kLanes) * 4;
+}
+
+size_t mask_row_bytes(const PackPlan& plan) {
+  return static_cast<size_t>((plan.k / kUnit + 7) / 8);
+}
+
+// The bits of a panel's blocks, [mask_row_bytes].
+const uint8_t* mask_of(const PackPlan& plan, int panel) {
+  return plan.blocks.data() + static_cast<size_t>(panel) * mask_row_bytes(plan);
+}
+bool is_there(const uint8_t* mask, int unit) { return (mask[unit / 8] >> (unit % 8) & 1) != 0; }
 
 inline void put_word(uint8_t* line, uint32_t word) { std::memcpy(line, &word, 4); }
 
@@ -143,6 +161,18 @@ inline void pack_unit(Code code, const uint8_t* codes, uint8_t* out) {
   }
 }
 
+void pack_blocks(const PackPlan& plan, const uint8_t* mask, const uint8_t* codes, uint8_t* out) {
+  const auto zero = static_cast<uint8_t>(plan.zero);
+  for (int unit = 0; unit < plan.k / kUnit; ++unit, codes += kUnit) {
+    if (is_there(mask, unit)) {
+      pack_unit(within_blocks(plan.code), codes, out);
+      out += unit_bytes(plan.code);
+    } else if (std::any_of(codes, codes + kUnit, [zero](uint8_t code) { return code != zero; })) {
+      throw std::invalid_argument("a code that isn't zero in a block that isn't there");
+    }
+  }
+}
+
 void pack_codes(const PackPlan& plan, const Geometry& g, uint8_t* out, const uint8_t* codes) {
   const int64_t unit = unit_bytes(plan.code);
   int k = 0;
@@ -210,8 +240,13 @@ struct AffineRow {
 void pack_affine_row(const PackPlan& plan, const Geometry& g, uint8_t* data, int row,
                      const AffineRow& from) {
   const int lane = row % kLanes;
-  uint8_t* panel = data + (row / kLanes) * g.panel_bytes;
-  pack_codes(plan, g, row_words(g, data, row), from.codes);
+  uint8_t* panel = panel_of(plan, g, data, row / kLanes);
+  uint8_t* words = row_words(plan, g, data, row);
+  if (is_block(plan.code)) {
+    pack_blocks(plan, mask_of(plan, row / kLanes), from.codes, words);
+  } else {
+    pack_codes(plan, g, words, from.codes);
+  }
   pack_table(plan, g, panel, lane, from.scales);
   if (plan.has_offset) pack_table(plan, g, panel + g.scale_bytes, lane, from.offsets);
   if (plan.has_zero) put_fields(panel + g.scale_bytes, lane, from.zeros, g.n_groups, 0, 8);
@@ -238,7 +273,7 @@ class RowReader {
 };
 
 void pack_f32_row(const PackPlan& plan, const Geometry& g, uint8_t* data, int row, const float* w) {
-  uint8_t* out = row_words(g, data, row);
+  uint8_t* out = row_words(plan, g, data, row);
   if (plan.code == Code::kF32) {
     for (int k = 0; k < plan.k; ++k) std::memcpy(out + 64 * static_cast<int64_t>(k), w + k, 4);
     for (int k = plan.k; k < g.k_pad; ++k) put_word(out + 64 * static_cast<int64_t>(k), 0);
@@ -281,9 +316,35 @@ void set_levels16(PackPlan* plan, const std::vector<int>& levels, float step) {
   }
 }
 
+void set_blocks(PackPlan* plan, const std::vector<uint8_t>& mask) {
+  const bool symmetric = !plan->has_offset && !plan->has_zero && plan->levels.empty() &&
+                         plan->levels8.empty() && plan->zero == sparse_zero(plan->code);
+  if (!is_block(plan->code) || !symmetric)
+    throw std::invalid_argument("blocks are of symmetric codes of 4 or 8 bits");
+  if (plan->n % kLanes != 0 || plan->k % kUnit != 0)
+    throw std::invalid_argument("not a whole number of blocks of 16 by 32");
+  const auto panels = static_cast<size_t>(plan->n / kLanes);
+  if (mask.size() != panels * mask_row_bytes(*plan))
+    throw std::invalid_argument("not a bit for each block");
+  plan->blocks = mask;
+  const int units = plan->k / kUnit;
+  for (size_t last = mask_row_bytes(*plan); units % 8 != 0 && last <= mask.size();
+       last += mask_row_bytes(*plan)) {
+    plan->blocks[last - 1] &= static_cast<uint8_t>((1 << units % 8) - 1);  // kernels walk all bits
+  }
+  plan->units_before.assign(1, 0);
+  for (int p = 0; p < static_cast<int>(panels); ++p) {
+    int64_t there = 0;
+    for (int u = 0; u < units; ++u) there += is_there(mask_of(*plan, p), u) ? 1 : 0;
+    plan->units_before.push_back(plan->units_before.back() + there);
+  }
+}
+
 int64_t packed_bytes(const PackPlan& plan) {
   const Geometry g = geometry(plan);
-  return g.panel_bytes * g.panels;
+  if (!is_block(plan.code)) return g.panel_bytes * g.panels;
+  if (plan.blocks.empty()) throw std::invalid_argument("set_blocks comes first");
+  return g.panel_bytes * g.panels + plan.units_before.back() * unit_bytes(plan.code);
 }
 
 PackedWeight packed_view(const PackPlan& plan, uint8_t* data) {
@@ -321,6 +382,7 @@ PackedWeight packed_view(const PackPlan& plan, uint8_t* data) {
   w.panel_bytes = g.panel_bytes;
   w.scale_offset = -g.front;
   w.offset_offset = g.scale_bytes - g.front;
+  w.units_before = is_block(plan.code) ? plan.units_before.data() : nullptr;
   return w;
 }
 
@@ -368,7 +430,11 @@ void clear_padding(const PackPlan& plan, uint8_t* data) {
   }
   const int64_t tables = g.scale_bytes + g.offset_bytes;
   for (int p = 0; p < g.panels; ++p) {  // the gap that rounds the tables up to 64 bytes
-    std::memset(data + p * g.panel_bytes + tables, 0, static_cast<size_t>(g.front - tables));
+    uint8_t* panel = panel_of(plan, g, data, p);
+    std::memset(panel + tables, 0, static_cast<size_t>(g.front - tables));
+    if (!is_block(plan.code)) continue;
+    std::memcpy(panel + g.front - block_mask_bytes(g.k_pad), mask_of(plan, p),
+                mask_row_bytes(plan));
   }
 }
 

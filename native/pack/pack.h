@@ -40,7 +40,15 @@ struct PackPlan {
   std::vector<float> levels;
   std::vector<int8_t> levels16;  // see set_levels16
   float level_step = 1;
+  // See set_blocks.
+  std::vector<uint8_t> blocks;
+  std::vector<int64_t> units_before;
 };
+
+// For kBlock*: which blocks of 16 rows by 32 inputs are there, a bit each from the lowest on,
+// [n / 16][k / 32 bits in whole bytes]. std::invalid_argument when n and k aren't whole blocks, the
+// bytes aren't as many, or the plan isn't symmetric.
+void set_blocks(PackPlan* plan, const std::vector<uint8_t>& mask);
 
 // For a8: the levels of a float codebook as integers times `step`. std::invalid_argument when there
 // are not as many as the plan's code has, or one is beyond -32639..32639.
@@ -52,7 +60,8 @@ PackedWeight packed_view(const PackPlan& plan, uint8_t* data);
 
 // Writes rows [row0, row0 + rows.rows) into the panels, padded inputs included. Row ranges may come
 // in any order, from several threads if they don't overlap; padding rows and the gaps between
-// panels are cleared by `clear_padding`, once.
+// panels are cleared by `clear_padding`, once. std::invalid_argument for a code that isn't zero and
+// has no place (kSparse*, kBlock*).
 void pack_affine(const PackPlan& plan, uint8_t* data, int row0, const AffineRows& rows);
 void pack_f32(const PackPlan& plan, uint8_t* data, int row0, int rows,
               const float* w);  // kF32, kF16, kBf16

@@ -23,6 +23,8 @@ class Code(enum.Enum):
     SPARSE_NIBBLE = 9
     SPARSE_BYTE = 10
     TRELLIS = 11
+    BLOCK_NIBBLE = 12
+    BLOCK_BYTE = 13
 
 def code_for(bits: int) -> Code: ...
 
@@ -84,6 +86,7 @@ class PackPlan:
     @staticmethod
     def gguf(type: str, n: int, k: int) -> PackPlan: ...
     def set_levels16(self, levels: list[int], step: float) -> None: ...
+    def set_blocks(self, mask: U8) -> None: ...
     @property
     def packed_bytes(self) -> int: ...
 

@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
+from octavo.backends.native.backend import resolve_isa
+from octavo.backends.native.pattern_gains import Measured, PatternGain, machine_name, recorded
 from octavo.cli.main import main
 from octavo.compress.catalogue import described, find, measured
 from octavo.compress.table import METHODS
+from octavo.core.hardware import probe
 from octavo.evals.planned import Gain, gains, planned
 
 ROOT = Path(__file__).parents[2]
@@ -154,3 +157,35 @@ def test_a_cache_without_a_kernel_says_so(capsys: pytest.CaptureFixture[str]) ->
     text = capsys.readouterr().out
     assert "the reference decoder runs it, slowly; --strict refuses it" in text
     assert "8.25 bits each" in text
+
+
+def test_pruners_say_what_patterns_gain_and_lose(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OCTAVO_CACHE", str(tmp_path))
+    for row in printed(capsys, "pruning"):
+        assert {gain["pattern"] for gain in row["zeros_left_out"]["gains"]} == {"2:4", "16x32"}
+    [other] = printed(capsys, "gptq")
+    assert other["zeros_left_out"] is None
+    assert main(["methods", "wanda"]) == 0
+    text = capsys.readouterr().out
+    assert "16x32, 4 bits, 75% zeros" in text
+    assert "times as fast at 16 rows" in text
+    assert "smaller in the file alone: dense bytes and time when they run" in text
+
+
+def test_patterns_are_measured_with_pruners_only(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OCTAVO_CACHE", str(tmp_path))
+    monkeypatch.setattr("octavo.evals.planned.gains", lambda names, progress=None: ())
+    here = recorded(machine_name(probe(), resolve_isa("")))
+    mine = Measured(here.machine, "2001-02-03", (PatternGain("2:4", 8, 0.5, 1, 1.5, 0.5),))
+    made = Measured(machine_name(probe(), resolve_isa("")), mine.date, mine.gains)
+    monkeypatch.setattr("octavo.evals.patterns.gains", lambda progress=None: made)
+    printed(capsys, "gptq", "--measure")
+    assert recorded(made.machine) == here
+    [row] = printed(capsys, "wanda", "--measure")
+    assert row["zeros_left_out"]["date"] == "2001-02-03"
+    assert main(["methods", "wanda"]) == 0
+    assert "0.50 times as fast at 1 row, a loss" in capsys.readouterr().out

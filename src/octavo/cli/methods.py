@@ -16,6 +16,7 @@ from octavo.cli.output import emit_json, fields
 from octavo.core.errors import UnsupportedError, UserError
 
 if TYPE_CHECKING:
+    from octavo.backends.native.pattern_gains import Measured
     from octavo.compress.caches import CacheFormat
     from octavo.compress.catalogue import Described
     from octavo.evals.planned import Gain
@@ -48,7 +49,8 @@ def command(term: str | None, measure: bool, as_json: bool) -> None:
         raise UserError(f"no method is known as {term!r}; known: {', '.join(known)}")
     gains = _gains([each.format for each in chosen if each.format], measure)
     record = measured()
-    rows = [_row(each, record, gains) for each in chosen]
+    patterns = _patterns(measure and any(map(_prunes, chosen)))
+    rows = [_row(each, record, gains, patterns) for each in chosen]
     if as_json:
         about = {key: value for key, value in record.items() if key != "methods"}
         kv = [asdict(each) for each in caches]
@@ -58,8 +60,12 @@ def command(term: str | None, measure: bool, as_json: bool) -> None:
     click.echo("\n\n".join(paragraphs))
 
 
+def _prunes(method: Described) -> bool:
+    return "pruning" in method.synonyms
+
+
 def _row(
-    method: Described, record: Mapping[str, Any], gains: Mapping[str, Gain]
+    method: Described, record: Mapping[str, Any], gains: Mapping[str, Gain], patterns: Measured
 ) -> dict[str, object]:
     from octavo.evals.planned import Planned, planned
 
@@ -73,6 +79,7 @@ def _row(
         "bits": plan.bits,
         "smaller_than_bf16": 16 / plan.bits if plan.bits else None,
         "faster_than_bf16": gain.faster if gain else None,
+        "zeros_left_out": asdict(patterns) if _prunes(method) else None,
     }
 
 
@@ -87,6 +94,7 @@ def _paragraph(row: Mapping[str, Any], record: Mapping[str, Any]) -> str:
         "numbers are": row["choice"],
         "kernel here": f"{kernel}{note}, {row['format']}",
         "space and speed": _gain(row),
+        **_zeros(row),
         "also known as": ", ".join(row["synonyms"]) or "-",
         "source": row["source"],
     }
@@ -128,6 +136,39 @@ def _gain(row: Mapping[str, Any]) -> str:
     return f"{size}, " + (
         f"decodes {faster:.2f} times as fast here" if faster else "speed: see --measure"
     )
+
+
+def _zeros(row: Mapping[str, Any]) -> dict[str, str]:
+    """Of a pruner: each pattern that kernels know, and what the others gain."""
+    from octavo.backends.native.pattern_gains import PatternGain, sentence
+
+    found = row["zeros_left_out"]
+    if found is None:
+        return {}
+    by_weight: dict[str, list[PatternGain]] = {}
+    for gain in (PatternGain(**each) for each in found["gains"]):
+        name = f"{gain.pattern}, {gain.bits} bits, {gain.zeros:.0%} zeros"
+        by_weight.setdefault(name, []).append(gain)
+    lines = {
+        name: f"{mine[0].smaller:.2f} times smaller than dense, {sentence(mine)}"
+        for name, mine in by_weight.items()
+    }
+    where = f"{found['machine']}, {found['date']}, weights from memory"
+    others = "smaller in the file alone: dense bytes and time when they run"
+    return {**lines, "measured on": where, "other patterns": others}
+
+
+def _patterns(measure: bool) -> Measured:
+    """What leaving out zeros gained on this machine, measured now or before, else elsewhere."""
+    from octavo.backends.native.backend import resolve_isa
+    from octavo.backends.native.pattern_gains import keep, machine_name, recorded
+    from octavo.core.hardware import probe
+
+    if measure:
+        from octavo.evals.patterns import gains
+
+        keep(gains(progress=lambda name: click.echo(f"measuring {name}", err=True)))
+    return recorded(machine_name(probe(), resolve_isa("")))
 
 
 def _gains(formats: Sequence[str], measure: bool) -> dict[str, Gain]:

@@ -38,11 +38,10 @@ U8 = npt.NDArray[np.uint8]
 Parts = dict[str, npt.NDArray[Any]]
 
 DENSE, BITMASK, TRITS = "dense", "bitmask", "trits"
-NATIVE = "2:4"  # what kernels multiply without expanding it first
+NATIVE, BLOCKS = "2:4", "16x32"  # what kernels multiply without expanding it first
 PARTS = ("index", "mask")  # beside those of a QuantizedTensor
 _N_OF_M = re.compile(r"([1-7]):([2-8])")
 _BLOCK = re.compile(r"([1-9][0-9]{0,3})x([1-9][0-9]{0,3})")
-_BLOCK_TRIED = "16x32"
 _GROUPS = (4, 8)  # of n:m
 _LEAST_TRIT = np.uint8(1)  # codes of ternary formats are 1, 2 and 3
 
@@ -220,8 +219,8 @@ def _candidates(there: npt.NDArray[np.bool_]) -> list[str]:
         if there.shape[1] % m == 0:
             most = max(1, int(there.reshape(-1, m).sum(1).max()))
             found += [f"{most}:{m}"] if most < m else []
-    rows, columns = block_of(_BLOCK_TRIED) or (1, 1)
-    return found + [_BLOCK_TRIED] * (there.shape[0] % rows == there.shape[1] % columns == 0)
+    rows, columns = block_of(BLOCKS) or (1, 1)
+    return found + [BLOCKS] * (there.shape[0] % rows == there.shape[1] % columns == 0)
 
 
 def _parts(codes: npt.NDArray[Any], there: npt.NDArray[np.bool_], bits: int, layout: str) -> Parts:

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from octavo.core.errors import FormatError, InternalError, ModelFileError, UnsupportedError
 from octavo.formats.floats import float_dtype
-from octavo.formats.layouts import DENSE, PARTS, Stored
+from octavo.formats.layouts import DENSE, PARTS, Stored, block_of
 from octavo.formats.number_format import NumberFormat
 from octavo.formats.quantized import QuantizedTensor
 from octavo.io.mapping import FileMapping, damaged
@@ -179,6 +179,12 @@ class ArtifactView:
         if start == end:
             return np.zeros((0, *self.shape[1:]), np.float32)
         return self.quantized(start, end).dequantize()
+
+    @property
+    def mask(self) -> npt.NDArray[np.uint8] | None:
+        """Of layouts of blocks: which are there, as formats/layouts.py has it. Raises
+        ModelFileError."""
+        return self._array("mask") if self._packed and block_of(self.layout) else None
 
     def drop(self) -> None:
         for part in self._parts.values():

@@ -23,12 +23,15 @@ from octavo.backends.native import kv_check, memory, outlier_check, receipt, thr
 from octavo.backends.native.describe import Packed, describe_model, describe_runtime
 from octavo.backends.native.executor import NativeExecutor
 from octavo.backends.native.packing import pack_all
+from octavo.backends.native.pattern_gains import machine_name, recorded
 from octavo.backends.native.recipe import (
     Storage,
     pack_plan,
     packed_size,
     storage,
 )
+from octavo.backends.native.zero_notes import zero_notes
+from octavo.backends.native.zeros import check_strict as check_zeros
 from octavo.backends.served import VARIANT, block_size_for, check_variant, kv_reasons, settled
 from octavo.core.errors import ConfigError, FormatError, ResourceError, UnsupportedError
 from octavo.core.hardware import Machine, probe
@@ -79,22 +82,12 @@ def load(spec: DecoderSpec, source: WeightSource, config: RuntimeConfig) -> Nati
         if len(role_shape(spec, role)) == 2
     }
     config, more = _fit(spec, config, items, machine)
-    notes = (*notes, *more, *sparse_notes(items.values()), *_variant_notes(config, items.values()))
+    if config.strict:
+        check_zeros(item.zeros for item in items.values())
+    pruned = zero_notes(items.values(), recorded(machine_name(machine, config.isa)))
+    notes = (*notes, *more, *pruned, *_variant_notes(config, items.values()))
     weights = _pack_all(source, items, min(config.threads or machine.threads, machine.threads))
     return _start(spec, source, config, items, weights, (*notes, *_thread_note(config, machine)))
-
-
-def sparse_notes(items: Iterable[Storage]) -> tuple[str, ...]:
-    """What two codes of four save, in bytes."""
-    mine = [item for item in items if item.sparse]
-    if not mine:
-        return ()
-    held = sum(pack_plan(item).packed_bytes for item in mine)
-    dense = sum(packed_size(item.format, item.shape) for item in mine)
-    return (
-        f"2:4: {len(mine)} matrices take {held / 1e6:.1f} MB, dense {dense / 1e6:.1f} MB; as many "
-        "products as dense ones (docs/performance.md has their speed)",
-    )
 
 
 def _variant_notes(config: RuntimeConfig, items: Iterable[Storage]) -> tuple[str, ...]:

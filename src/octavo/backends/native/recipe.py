@@ -7,18 +7,19 @@ bf16 activations, and fp16 and fp32 with fp32 ones (rounding them to bf16 would 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
 from octavo import _native
 from octavo.backends.base import ActivationFormat, RuntimeConfig
+from octavo.backends.native.zeros import Run, Zeros, zeros_of
 from octavo.backends.served import activations_for, largest_input
 from octavo.core.errors import FormatError, UnsupportedError
 from octavo.formats.activations import a8_group_for, padded_width, takes_a8, takes_a16
 from octavo.formats.gguf_formats import GGUF_FORMATS
 from octavo.formats.granularity import PerGroup, PerTensor
-from octavo.formats.layouts import DENSE, NATIVE
+from octavo.formats.layouts import BLOCKS, DENSE, NATIVE
 from octavo.formats.number_format import BF16, FP32, NumberFormat, SuperScale
 from octavo.formats.rounding import Convention, resolve_convention
 from octavo.io.weights import TensorView
@@ -47,8 +48,14 @@ TWO_LEVELS = (_native.Scaling.SUB4, _native.Scaling.SUB6, _native.Scaling.SUB8)
 _FLOAT_CODES = MappingProxyType(
     {"fp32": _native.Code.F32, "fp16": _native.Code.F16, "bf16": _native.Code.BF16}
 )
-_SPARSE = MappingProxyType({4: _native.Code.SPARSE_NIBBLE, 8: _native.Code.SPARSE_BYTE})
-SPARSE_ISAS = ("avx512vnni", "avx512bf16")  # whose rows for these are hand-written
+_SPARSE = MappingProxyType(
+    {
+        (NATIVE, 4): _native.Code.SPARSE_NIBBLE,
+        (NATIVE, 8): _native.Code.SPARSE_BYTE,
+        (BLOCKS, 4): _native.Code.BLOCK_NIBBLE,
+        (BLOCKS, 8): _native.Code.BLOCK_BYTE,
+    }
+)
 _NATIVE_CONVENTIONS: tuple[Convention, ...] = ("absmax", "full", "signed", "no_clip", "minmax")
 
 
@@ -59,7 +66,7 @@ class Storage:
     method      "blocks": GGUF blocks as they are; "floats": values, rounded to bf16 where code
                 says so; "rounded": requantized natively; "encoded": through the numpy encoder.
     convention  of a rounded one.
-    sparse      of every four codes two are held: those that may be other than zero.
+    zeros       how those are held that the file leaves out.
     scale       what shares a scale of activations; peak: the input that becomes 127, of STATIC.
     """
 
@@ -71,7 +78,7 @@ class Storage:
     source_type: str
     source_format: NumberFormat
     convention: str = ""
-    sparse: bool = False
+    zeros: Zeros = field(default_factory=Zeros)
     scale: _native.ActScale = _native.ActScale.GROUP
     peak: float = 0.0
 
@@ -112,11 +119,13 @@ def storage(
     method, convention = _method(target, view.format, stored)
     act = _activations(role, target, config)
     _check_group(role, target, shape, act)
-    sparse = method == "encoded" and _two_of_four(view, target, act, config.isa)
     scale = SCALES.get(activations_for(role, config), _native.ActScale.GROUP)
+    outliers = scale == _native.ActScale.OUTLIERS
+    run = Run(target, act in _INTEGER_ACTS, config.isa, target == view.format, outliers)
+    zeros = zeros_of(view, run)
     peak = largest_input(role, maxima) if scale == _native.ActScale.STATIC else 0.0
     return Storage(
-        role, shape, target, method, act, stored, view.format, convention, sparse, scale, peak
+        role, shape, target, method, act, stored, view.format, convention, zeros, scale, peak
     )
 
 
@@ -143,17 +152,20 @@ def pack_plan(item: Storage) -> _native.PackPlan:
     """The panels of a matrix. For "encoded" ones the packer completes it from the first codes."""
     if item.method == "blocks":
         return _native.PackPlan.gguf(item.source_type, *item.shape)
-    return plan_of(item.format, item.shape, item.sparse)
+    plan = plan_of(item.format, item.shape, item.zeros.held)
+    item.zeros.set_blocks(plan)
+    return plan
 
 
-def plan_of(format: NumberFormat, shape: tuple[int, int], sparse: bool = False) -> _native.PackPlan:
-    """The panels that hold a weight of `shape` in a format; without its codebook."""
+def plan_of(format: NumberFormat, shape: tuple[int, int], held: str = DENSE) -> _native.PackPlan:
+    """The panels that hold a weight of `shape` in a format; without its codebook, and its blocks
+    where these are held."""
     plan = _native.PackPlan()
     plan.n, plan.k = shape
     if format.plain and format.bits > 8:
         plan.code = _FLOAT_CODES[format.variant]
         return plan
-    plan.code = _SPARSE[format.bits] if sparse else _code(format)
+    plan.code = _code(format) if held == DENSE else _SPARSE[held, format.bits]
     plan.group = _group(format, shape)
     plan.zero = 0 if format.zero != "none" else 2 ** (format.bits - 1)
     plan.has_offset, plan.has_zero = format.zero == "real", format.zero == "int"
@@ -195,18 +207,6 @@ def scaling(format: NumberFormat) -> _native.Scaling:
 def sub_bias(top: SuperScale) -> int:
     """What panels add to sub-scales, so that they are unsigned."""
     return (8, 32, 128)[(top.bits > 4) + (top.bits > 6)] if top.signed else 0
-
-
-def _two_of_four(view: TensorView, target: NumberFormat, act: _native.Act, isa: str) -> bool:
-    """Whether panels of two codes in four hold it, and a hand-written row multiplies them."""
-    symmetric = target.kind == "int" and not target.variant and target.zero == "none"
-    return (
-        getattr(view, "layout", DENSE) == NATIVE
-        and symmetric
-        and target.bits in _SPARSE
-        and act in _INTEGER_ACTS
-        and isa in SPARSE_ISAS
-    )
 
 
 def _method(target: NumberFormat, stored: NumberFormat, type_name: str) -> tuple[Method, str]:
