@@ -230,7 +230,7 @@ def test_kernel_names_follow_the_grammar_and_are_unique() -> None:
             assert head == "linear"
             assert act in ACTS
             coded = [f"{kind}{bits}" for kind in ("w", "lut", "lutw") for bits in CODES]
-            assert what in ("f16", "bf16", "f32", "s4", "s8", "t2", *coded)
+            assert what in ("f16", "bf16", "f32", "s4", "s8", "b4", "b8", "t2", *coded)
             assert own in (*ISAS, "avx512vbmi")
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from octavo.backends.native.backend import resolve_isa
 from octavo.backends.native.pattern_gains import Measured, PatternGain, keep, recorded, sentence
+from octavo.backends.native.zeros import SPARSE_ISAS
 from octavo.evals.patterns import CASES, Case, compare, gains, weights
 
 HERE = Measured("a machine", "2026-01-02", (PatternGain("2:4", 4, 0.5, 1, 1.3, 0.9),))
@@ -74,6 +76,13 @@ def test_gains_are_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("octavo.evals.patterns.MEMORY", (2048, 256))
     said: list[str] = []
     found = gains(CASES[:2], (1,), 2, said.append)
-    assert said == ["2:4 4 bits 50%", "16x32 4 bits 50%"]
-    assert [gain.pattern for gain in found.gains] == ["2:4", "16x32"]
+    held = ["2:4"] * (resolve_isa("") in SPARSE_ISAS) + ["16x32"]
+    assert said == [f"{pattern} 4 bits 50%" for pattern in held]
+    assert [gain.pattern for gain in found.gains] == held
     assert all(gain.faster > 0 and gain.smaller > 1.2 for gain in found.gains)
+
+
+def test_what_would_be_expanded_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("octavo.evals.patterns.MEMORY", (2048, 256))
+    monkeypatch.setenv("OCTAVO_ISA", "generic")
+    assert {gain.pattern for gain in gains(CASES[:2], (1,), 1).gains} == {"16x32"}
