@@ -59,6 +59,7 @@ def main() -> int:
     parser.add_argument("--sequences", type=int, default=16)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--patterns", default=",".join(PATTERNS))
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         if asked.code:
@@ -71,14 +72,13 @@ def compare(asked: argparse.Namespace, text: Calibration) -> int:
     model = resolve_model(asked.model)
     print("| method | pattern | perplexity | mean KL | same top token |\n|---|---|---|---|---|")
     in_order = True
-    for pattern in PATTERNS:
-        found = {
-            m: measured(model, recipe(m, pattern, text), asked.tokens, asked.code) for m in METHODS
-        }
+    for pattern in asked.patterns.split(","):
+        found: dict[str, DivergenceReport] = {}
+        for m in METHODS:
+            found[m] = measured(model, recipe(m, pattern, text), asked.tokens, asked.code)
+            print(row(m, pattern, found[m]), flush=True)
         dense = found["magnitude"].base_perplexity
         print(f"| dense | | {dense.value:.2f} ({dense.low:.2f} to {dense.high:.2f}) | | |")
-        for method, report in found.items():
-            print(row(method, pattern, report), flush=True)
         ours = [found[m].perplexity.value for m in ("sparsegpt", "wanda")]
         worst = found["magnitude"].perplexity.value
         in_order &= dense.value < min(ours) and max(ours) < worst
