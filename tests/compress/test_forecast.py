@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from octavo.compress.plan import Plan, plan
 from octavo.compress.recipe import Recipe, Step, from_flags
 from octavo.compress.state import WorkDirectory
 from octavo.core.errors import ResourceError
-from octavo.core.hardware import probe
+from octavo.core.hardware import probe, process_memory
 from octavo.io.checkpoint import open_model
 from support.model_files import HEAD_DIM, HEADS, HIDDEN, INTER, KV_HEADS, VOCAB
 from support.small_models import material, small_model
@@ -107,6 +108,16 @@ def test_a_tied_head_takes_the_last_stage_only_when_it_waits_for_data(
     for done, stage in enumerate(["first", "0", "1"], 1):
         watch(stage, done, 4)
     assert watch.forecast().predicted_seconds == pytest.approx(9 + last)
+
+
+def test_what_was_held_before_is_no_part_of_the_peak(tmp_path: Path) -> None:
+    path = small_model("llama", tmp_path / "m")
+    held = bytearray(os.urandom(1)) * (256 << 20)
+    before = process_memory().peak
+    del held
+    result = compress(path, from_flags("gptq", "int4_g32"), tmp_path / "out", material(2))
+    assert result.forecast.peak is not None
+    assert result.forecast.peak < before - (128 << 20)
 
 
 def test_a_peak_that_cannot_be_told_from_an_earlier_one_is_left_out(

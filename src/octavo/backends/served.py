@@ -95,7 +95,7 @@ def outlier_notes(seen: int, found: int) -> tuple[str, ...]:
     note = f"llm_int8: {share:.3%} of inputs exceeded {OUTLIER:g} and were not rounded"
     if share <= _MANY_OUTLIERS:
         return (note,)
-    return (note, f"llm_int8: more than {_MANY_OUTLIERS:.0%}: integers save little here")
+    return (f"WARNING: {note}: more than {_MANY_OUTLIERS:.0%}, so integers save little here",)
 
 
 def cache_tokens(config: RuntimeConfig, room: int) -> int:

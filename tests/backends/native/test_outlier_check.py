@@ -13,6 +13,7 @@ from octavo.backends.base import RuntimeConfig
 from octavo.backends.native import outlier_check
 from octavo.backends.native.executor import Results
 from octavo.backends.native.outlier_check import LOUD, QUIET, ROWS, STEPS, OutlierCost, measure
+from octavo.backends.served import outlier_notes
 from octavo.spec.decoder import DecoderSpec
 from support.native_models import gemma_like, llama_like, load_native, text_logits
 
@@ -25,7 +26,7 @@ def notes(spec: DecoderSpec, config: RuntimeConfig = CONFIG, run: int = 0) -> li
     executor = load_native(spec, config)
     if run:
         text_logits(executor, list(range(run)), 8)
-    found = [note for note in executor.receipt().notes if note.startswith("llm_int8")]
+    found = [note for note in executor.receipt().notes if "llm_int8: " in note]
     executor.close()
     return found
 
@@ -36,9 +37,17 @@ def test_the_receipt_has_the_time_and_then_the_share(spec: DecoderSpec) -> None:
     ratios = re.findall(r"(\d+\.\d+)(?= times|\)| for)", time)
     assert len(ratios) == 4
     assert all(float(ratio) > 0 for ratio in ratios)
-    again, share = notes(spec, run=12)[:2]
+    again, share = notes(spec, run=12)
     assert "layer 0 takes" in again
-    assert re.match(r"llm_int8: \d+\.\d+% of inputs exceeded 6 and were not rounded", share)
+    assert re.search(r"llm_int8: \d+\.\d+% of inputs exceeded 6 and were not rounded", share)
+
+
+def test_a_share_above_one_percent_is_a_warning() -> None:
+    assert outlier_notes(0, 0) == ()
+    (few,) = outlier_notes(1000, 10)
+    assert few == "llm_int8: 1.000% of inputs exceeded 6 and were not rounded"
+    (many,) = outlier_notes(1000, 11)
+    assert many.startswith("WARNING: llm_int8: 1.100% of inputs exceeded 6")
 
 
 def test_the_first_layer_that_runs_so_is_the_one_timed() -> None:
