@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from octavo.compress.state import WorkDirectory
 from octavo.core.errors import ResourceError
 from octavo.core.hardware import probe, process_memory
 from octavo.io.checkpoint import open_model
+from octavo.spec.graph import role_shape
 from support.model_files import HEAD_DIM, HEADS, HIDDEN, INTER, KV_HEADS, VOCAB
 from support.small_models import material, small_model
 
@@ -38,6 +40,18 @@ def test_what_a_hessian_and_a_longer_sequence_add(tmp_path: Path) -> None:
     heads = gptq.spec.layers[0].attention.heads
     assert long - short >= 2 * 4 * heads * (4096**2 - 2048**2)  # scores, twice
     assert predicted_peak(gptq, 2048) > predicted_peak(rtn, 2048)
+
+
+def test_what_learned_rounding_adds(tmp_path: Path) -> None:
+    made = planned(tmp_path, from_flags("autoround", "int4_g32"))
+    rtn = planned(tmp_path / "b", from_flags("rtn", "int4_g32"))
+    matrices = sum(prod(role_shape(made.spec, role)) for role in made.together if role.layer == 0)
+    assert predicted_peak(made, 64) - predicted_peak(rtn, 64) > 4 * 12 * matrices
+    # the outputs of the block for all sequences are kept, and nothing else of them
+    more = predicted_peak(made, 64, 128) - predicted_peak(made, 64, 4)
+    assert more == 4 * (128 - 4) * 64 * made.spec.hidden
+    gptq = planned(tmp_path / "c", from_flags("gptq", "int4_g32"))
+    assert predicted_peak(gptq, 64, 128) == predicted_peak(gptq, 64)
 
 
 def test_time_is_revised_after_two_blocks(tmp_path: Path) -> None:

@@ -35,10 +35,10 @@ class Forecast:
     seconds: float | None = None
 
 
-def predicted_peak(plan: Plan, length: int) -> int:
-    """Bytes that compressing adds to the process, `length` being the tokens of a sequence."""
+def predicted_peak(plan: Plan, length: int, sequences: int = 1) -> int:
+    """Bytes that compressing adds to the process, with so many `sequences` of `length` tokens."""
     layers = range(len(plan.spec.layers))
-    blocks = max((_block(plan, layer, length) for layer in layers), default=0)
+    blocks = max((_block(plan, layer, length, sequences) for layer in layers), default=0)
     return max(blocks, _outside(plan, length), _gradients(plan, length)) + _TEMPORARY
 
 
@@ -68,13 +68,14 @@ class Watch:
         found: frozenset[str] = frozenset(),
         earlier: Mapping[str, float] = MappingProxyType({}),
         note: Callable[[str, float], None] = lambda stage, seconds: None,
+        sequences: int = 1,
     ) -> None:
         self._plan, self._found, self._earlier, self._note = plan, found, earlier, note
         self._inner, self._clock = inner, clock
         return_freed_memory()  # what reading the text left is no part of what is needed
         self._above = 0 if forget_peak() else process_memory().peak
         self._before = process_memory().resident
-        self._need = predicted_peak(plan, length)
+        self._need = predicted_peak(plan, length, sequences)
         self._begin = self._last = clock()
         self._stages: dict[str, float] = {}
         self._predicted: float | None = None
@@ -148,7 +149,7 @@ def _outside(plan: Plan, length: int) -> int:
     return most
 
 
-def _block(plan: Plan, layer: int, length: int) -> int:
+def _block(plan: Plan, layer: int, length: int, sequences: int) -> int:
     spec = plan.spec
     mine = [role for role in roles(spec) if role.layer == layer]
     weights = _FP32 * sum(prod(role_shape(spec, role)) for role in mine)
@@ -156,7 +157,21 @@ def _block(plan: Plan, layer: int, length: int) -> int:
     encoding = max((_encoding(plan, role) for role in mine), default=0)
     running = _sequence(spec, spec.layers[layer], length) if plan.gathers else 0
     copies = 3 if plan.transforms else 2
-    return copies * weights + 2 * statistics + max(encoding, running)
+    together = _together(plan, layer, length, sequences)
+    return copies * weights + 2 * statistics + max(encoding, running, together)
+
+
+def _together(plan: Plan, layer: int, length: int, sequences: int) -> int:
+    """A block whose rounding is learned: of every weight what is learned with its gradient and
+    three copies, its rounded value and what the way back keeps of that; what the way back keeps of
+    one sequence; and the block's outputs for all."""
+    spec, mine = plan.spec, [role for role in plan.together if role.layer == layer]
+    if not mine:
+        return 0
+    learned = 12 * sum(prod(role_shape(spec, role)) for role in mine)
+    rows = 12 * spec.hidden + 6 * _active(spec.layers[layer])
+    kept = length * rows + 3 * spec.layers[layer].attention.heads * length * length
+    return _FP32 * (learned + kept + sequences * length * spec.hidden)
 
 
 def _statistics(plan: Plan, group: tuple[Role, ...], length: int) -> int:
@@ -179,8 +194,13 @@ def _encoding(plan: Plan, role: Role) -> int:
 
 def _sequence(spec: DecoderSpec, layer: LayerSpec, length: int) -> int:
     """One sequence on its way through a block: scores of all heads, and rows of the MLP."""
-    attention, mlp = layer.attention, layer.mlp
+    attention = layer.attention
     scores = 2 * _FP32 * attention.heads * length * length + 10 * length * length
-    wide = mlp.intermediate * (mlp.top_k if isinstance(mlp, MoeMlp) else 1)
     rows = _FP32 * length * (4 * spec.hidden + 3 * attention.heads * attention.head_dim)
-    return rows + max(scores, 4 * _FP32 * length * wide)
+    return rows + max(scores, 4 * _FP32 * length * _active(layer))
+
+
+def _active(layer: LayerSpec) -> int:
+    """Channels of the MLP that a token goes through."""
+    mlp = layer.mlp
+    return mlp.intermediate * (mlp.top_k if isinstance(mlp, MoeMlp) else 1)

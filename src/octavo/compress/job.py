@@ -79,7 +79,7 @@ def compress(
                 found = frozenset(name for name in resolved.stages() if work.finished(name))
                 watch = Watch(
                     resolved, _length(material), progress, found=found, earlier=work.seconds(),
-                    note=work.note_seconds,
+                    note=work.note_seconds, sequences=_sequences(material),
                 )  # fmt: skip
                 check_memory(watch.need)
                 Driver(opened.source, resolved, material.tokens, work).run(watch)
@@ -99,6 +99,10 @@ def compress(
 
 def _length(material: Material) -> int:
     return 0 if material.tokens is None else material.tokens.shape[1]
+
+
+def _sequences(material: Material) -> int:
+    return 0 if material.tokens is None else material.tokens.shape[0]
 
 
 def _measured(
