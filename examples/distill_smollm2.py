@@ -1,7 +1,7 @@
 """Distil a model into itself with fewer layers, four ways at equal tokens, and compare.
 
 python examples/distill_smollm2.py MODEL [--keep 4] [--steps 60] [--volumes 32 128] [--svg OUT.svg]
-    [--code]
+    [--precision bf16] [--code]
 
 labels, data (half of it written by the teacher, filtered), logits, on-policy: each student sees the
 same number of tokens, and is judged by KL(teacher || student) on text that none has seen: articles
@@ -73,8 +73,9 @@ def read(options: argparse.Namespace) -> Setting:
     text = make_corpus(*ids, options.context)
     text = Corpus(text.train, text.held_out[: options.held_out])
     config = TrainConfig(
-        options.steps, options.rate, warmup=5, batch=options.batch, evaluate_every=options.steps
-    )
+        options.steps, options.rate, warmup=max(1, options.steps // 12), batch=options.batch,
+        evaluate_every=options.steps, precision=options.precision,
+    )  # fmt: skip
     runtime = RuntimeConfig(
         context=options.context + 1, max_seqs=16, kv_tokens=16 * (options.context + 32), threads=1
     )
@@ -174,6 +175,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--context", type=int, default=128)
     parser.add_argument("--rate", type=float, default=5e-4)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--held-out", type=int, default=24)
     parser.add_argument("--characters", type=int, default=600_000)
     parser.add_argument("--volumes", type=int, nargs="*", default=[16, 64, 120])

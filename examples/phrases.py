@@ -88,7 +88,7 @@ def train_control(path: Path, out: Path, text: str, plan: PhrasePlan) -> None:
         tokenizer = tokenizer_of(model)
         plain = QatModel.load(model.source, model.spec, ReferenceOptions(format="fp32"))
         tokens = tokenizer.encode(text, add_special=False)
-    Trainer(plain, split_corpus(tokens, plan.context), plan.train).run()
+    Trainer(plain, split_corpus(tokens, plan.context, 0.03), plan.train).run()
     save_masters(plain, json.loads((path / "config.json").read_text(encoding="utf-8")), out)
     for file in path.glob("tokenizer*.json"):
         shutil.copy(file, out)

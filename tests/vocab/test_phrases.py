@@ -23,11 +23,11 @@ from octavo.io.phrases import PhraseTable  # noqa: E402
 from octavo.io.tokenizer import load_tokenizer  # noqa: E402
 from octavo.spec.decoder import Role  # noqa: E402
 from octavo.train import QatModel, TrainConfig, Trainer  # noqa: E402
-from octavo.train.data import make_corpus  # noqa: E402
+from octavo.train.data import Corpus, make_corpus  # noqa: E402
 from octavo.vocab.measure import cut, difference, text_losses  # noqa: E402
 from octavo.vocab.mine import MinePlan, mine, savings, usage  # noqa: E402
 from octavo.vocab.phrase_job import PhrasePlan, add_phrases  # noqa: E402
-from octavo.vocab.phrase_model import PhraseModel, first_rows  # noqa: E402
+from octavo.vocab.phrase_model import EMBED, HEAD, PACE, PhraseModel, first_rows  # noqa: E402
 from octavo.vocab.phrase_start import constant_direction, log_shares, start  # noqa: E402
 from support.small_models import talking_model  # noqa: E402
 from support.trainable import chain, tiny_masters, tiny_spec  # noqa: E402
@@ -91,6 +91,20 @@ def test_only_rows_of_phrases_are_trained_unless_all_is() -> None:
     }  # fmt: skip
     whole = PhraseModel(spec, masters, tiny_table(), whole=True).parameters()
     assert {"embed", "head", "layer 0 q", "embed phrases"} <= set(whole)
+
+
+def test_rows_of_phrases_move_faster_than_what_is_old() -> None:
+    """Adam's first step moves every number that has a gradient by the learning rate."""
+    spec, masters = tiny_spec(), tiny_masters(tiny_spec())
+    model = PhraseModel(spec, masters, tiny_table(), whole=True)
+    row = tiny_table().joined([1, 2, 3, 4, 5, 6] * 100)
+    corpus = Corpus(np.array([row[:33]]), np.array([row[40:73]]))
+    Trainer(model, corpus, TrainConfig(1, 1e-3, batch=1)).run()
+    for role in (EMBED, HEAD):
+        moved = (model.phrase_rows(role) - model.rows[role]).abs().max()
+        assert float(moved) == pytest.approx(1e-3 * PACE[role], rel=1e-3)
+    moved = (model.masters[Role("q", 0)] - masters[Role("q", 0)]).abs().max()
+    assert float(moved) == pytest.approx(1e-3, rel=1e-3)
 
 
 def test_first_rows_weigh_the_end_in_and_the_beginning_out() -> None:

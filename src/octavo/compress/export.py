@@ -15,6 +15,7 @@ import numpy.typing as npt
 from octavo.backends.base import RuntimeConfig
 from octavo.backends.served import activations_for, settled
 from octavo.compress.artifact import WEIGHTS, write_config, write_tokenizer
+from octavo.compress.exportable import check_exportable
 from octavo.compress.pack_quantized import Packed, quantization_config, said
 from octavo.compress.storage import TABLES, left_alone
 from octavo.core.errors import FormatError, UnsupportedError
@@ -37,14 +38,16 @@ def export_hf(model: Path, out: Path, dtype: FloatType = "fp32") -> None:
     """Every tensor dequantized, as the family's own checkpoints have it.
 
     fp32 keeps every value (norms that are stored less 1 to 2^-24); fp16 and bf16 round. Raises
-    UserError when `out` exists, FormatError for values beyond fp16.
+    UserError when `out` exists, FormatError for values beyond fp16, UnsupportedError for a factored
+    vocabulary and for phrases.
     """
     with open_model(model) as opened:
+        check_exportable(opened)
         write_hf(opened, out, dtype)
 
 
 def write_hf(model: OpenModel, out: Path, dtype: FloatType = "fp32") -> None:
-    """`export_hf` of a model that is open."""
+    """`export_hf` of a model that is open, whatever its vocabulary."""
     with new_directory(out) as directory:
         tensors = _plain_tensors(model, roles(model.spec), dtype)
         write_safetensors(directory / WEIGHTS, tensors, {"format": "pt"})
@@ -55,9 +58,11 @@ def export_compressed_tensors(model: Path, out: Path, dtype: FloatType = "fp32")
     """The layers' codes as compressed-tensors has them; tables, and what has no codes, as `dtype`.
     Of an artifact that asks for a8_token its int8 layers say so, and run so elsewhere.
 
-    Raises UserError when `out` exists, UnsupportedError naming the first layer that can't be said.
+    Raises UserError when `out` exists, UnsupportedError naming the first layer that can't be said,
+    and for a factored vocabulary and phrases.
     """
     with open_model(model) as opened, new_directory(out) as directory:
+        check_exportable(opened)
         packed, plain = _split(opened)
         if not packed:
             raise UnsupportedError(

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from octavo.compress.exportable import check_exportable
 from octavo.core.errors import UnsupportedError, UserError
 from octavo.formats.gguf_formats import GGUF_FORMATS
 from octavo.formats.number_format import NumberFormat
@@ -79,13 +80,15 @@ def export_gguf(model: Path, out: Path, requantize: bool = False) -> tuple[Round
     """Write `out`; what was encoded anew is returned, in the order of the file.
 
     Raises UserError when `out` exists, UnsupportedError naming the first tensor, its format and the
-    nearest types when no type holds it and `requantize` is off, or what a header can't say;
+    nearest types when no type holds it and `requantize` is off, or what a header can't say, a
+    factored vocabulary and phrases among it;
     TokenizerError for a vocabulary that a file can't say.
     """
     if out.exists() or out.suffix != ".gguf":
         why = "exists: remove it" if out.exists() else "isn't called .gguf"
         raise UserError(f"{out} {why}, or choose another output (-o OUT.gguf)")
     with open_model(model) as opened:
+        check_exportable(opened)
         header = gguf_header(opened.spec)
         targets = _targets(opened, header, requantize)
         metadata = _metadata(opened, header, targets)

@@ -31,6 +31,7 @@ from octavo.vocab.tables import stacked
 from octavo.vocab.writing import Vocabulary, write_model
 
 _HELD_OUT = 0.1  # of the text, at its end: watched while training, never mined
+_WATCHED = 64  # windows of it whose loss is taken
 _STATES = 16  # hidden states gathered for each of their values
 
 
@@ -82,6 +83,7 @@ def add_phrases(path: Path, out: Path, plan: PhrasePlan, text: str) -> PhraseRep
         trained = PhraseModel.from_source(model.source, model.spec, phrases, plan.whole, begun)
         context = round(plan.context * len(row) / sum(map(len, kept)))
         corpus = make_corpus(row, watched, context)
+        corpus = replace(corpus, held_out=corpus.held_out[:_WATCHED])
         report = Trainer(trained, corpus, plan.train).run()
         write_model(directory, model, _vocabulary(model, trained, phrases))
         found = savings(kept, phrases, tokenizer.token_bytes)
@@ -122,7 +124,7 @@ def _tables(model: OpenModel, trained: PhraseModel) -> Sequence[tuple[Role, Quan
     found = []
     for role, source in ((EMBED, EMBED), (HEAD, head_role(model.spec))):
         view = model.source.tensor(source)
-        rows: npt.NDArray[np.float32] = trained.rows[role].detach().cpu().numpy()
+        rows: npt.NDArray[np.float32] = trained.phrase_rows(role).detach().cpu().numpy()
         old = view.quantized(0, view.shape[0])
         found.append((role, stacked(old, encode(rows, old.format))))
     return found

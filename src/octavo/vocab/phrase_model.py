@@ -27,11 +27,14 @@ from octavo.vocab.phrase_start import Start
 EMBED, HEAD = Role("embed"), Role("head")
 _STEEP = 2.0  # a part weighs e^2 times its neighbour, as in AdaptiVocab
 
+PACE = {EMBED: 10.0, HEAD: 2.0}  # times as fast as all else, where all is trained
+
 
 class PhraseModel(QatModel):
     """Masters of the base model, and the rows of phrases beside them.
 
     whole  train every matrix, not the new rows alone
+    rows   of phrases as they began, float32 [phrases, hidden] by role
     start  how likely phrases are at first; None: as likely as their parts. Only with `whole` do the
            old tokens give away what phrases take, for only then their rows may move
     """
@@ -49,9 +52,13 @@ class PhraseModel(QatModel):
         super().__init__(wide, untied, dict.fromkeys(untied, FP32), ReferenceOptions())
         self.whole = whole
         self.rows = {
-            EMBED: first_rows(untied[EMBED], phrases, _STEEP).requires_grad_(),
-            HEAD: first_rows(untied[HEAD], phrases, -_STEEP).requires_grad_(),
+            EMBED: first_rows(untied[EMBED], phrases, _STEEP),
+            HEAD: first_rows(untied[HEAD], phrases, -_STEEP),
         }
+        # What is new has far to go, and what is old would forget at its pace: Adam's steps don't
+        # depend on a parameter's size, so the rows' are those of a multiple.
+        self._pace = dict(PACE) if whole else dict.fromkeys(PACE, 1.0)
+        self._moves = {role: torch.zeros_like(w).requires_grad_() for role, w in self.rows.items()}
         if start is not None:
             self._shift(torch.from_numpy(start.shifts), spec.vocab)
 
@@ -70,7 +77,7 @@ class PhraseModel(QatModel):
         return cls(spec, masters, phrases, whole, start)
 
     def parameters(self) -> dict[str, Tensor]:
-        new = {f"{role} phrases": rows for role, rows in self.rows.items()}
+        new = {f"{role} phrases": moves for role, moves in self._moves.items()}
         old = {str(role): self.masters[role] for role in self.masters if role in self.coded}
         return {**old, **new} if self.whole else new
 
@@ -85,7 +92,11 @@ class PhraseModel(QatModel):
 
     def _merged(self, role: Role) -> Tensor:
         master = self.masters[role]
-        return torch.cat([master, self.rows[role]]) if role in self.rows else master
+        return torch.cat([master, self.phrase_rows(role)]) if role in self.rows else master
+
+    def phrase_rows(self, role: Role) -> Tensor:
+        """float32 [phrases, hidden] of the embedding or the head, as training has moved them."""
+        return self.rows[role] + self._pace[role] * self._moves[role]
 
 
 def first_rows(table: Tensor, phrases: PhraseTable, steep: float) -> Tensor:
