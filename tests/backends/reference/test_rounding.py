@@ -95,3 +95,13 @@ def test_the_gradient_passes_unchanged(kind: str) -> None:
     upstream = torch.arange(3 * 64.0).reshape(3, 64)
     (rounding.round_activations(x, options.ActivationRule(kind, 32)) * upstream).sum().backward()
     assert torch.equal(x.grad, upstream)
+
+
+@pytest.mark.parametrize("kind", ["a8", "a16", "a8a16", "a8_token", "a8_tensor", "llm_int8"])
+def test_what_autocast_gives_in_bf16_is_rounded_as_its_values_in_fp32(kind: str) -> None:
+    draws = torch.Generator().manual_seed(0)
+    x = torch.randn(16, 128, generator=draws).bfloat16()
+    rule = options.ActivationRule(kind, 0 if kind in ("a8_token", "a8_tensor", "llm_int8") else 32)
+    found = rounding.round_activations(x, rule)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, rounding.round_activations(x.float(), rule).bfloat16())

@@ -33,16 +33,18 @@ def round_activations(x: torch.Tensor, rule: ActivationRule) -> torch.Tensor:
         return x
     if rule.kind == "abf16":
         return round_bf16(x)
+    # codes of 8 and 16 bits are no bf16 numbers: under autocast their roundings are fp32's, too
+    plain = x.detach().float() if x.element_size() < 4 else x.detach()
     if rule.kind == "a8":
-        rounded = fake_quantize_a8(x.detach(), rule.group, torch)
+        rounded = fake_quantize_a8(plain, rule.group, torch)
     elif rule.kind == "a16":
-        rounded = fake_quantize_a16(x.detach(), rule.group, torch)
+        rounded = fake_quantize_a16(plain, rule.group, torch)
     elif rule.kind in ("a8_token", "a8_tensor", "a8_static"):
-        rounded = _int8(x.detach().float(), rule)
+        rounded = _int8(plain.float(), rule)
     elif rule.kind == "llm_int8":
-        rounded = fake_quantize_llm_int8(x.detach().float(), torch)
+        rounded = fake_quantize_llm_int8(plain.float(), torch)
     else:
-        rounded = fake_quantize_a8a16(x.detach(), rule.group, rule.ratio, torch)
+        rounded = fake_quantize_a8a16(plain, rule.group, rule.ratio, torch)
     return straight_through(x, rounded.to(x.dtype))
 
 
