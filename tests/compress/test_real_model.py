@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from octavo.backends.base import RuntimeConfig
+from octavo.backends.native.backend import load
 from octavo.compress.job import Material, compress, read_material
+from octavo.compress.quality import HeldOut, windows_of
 from octavo.compress.recipe import Calibration, Recipe, from_flags
+from octavo.evals.perplexity import window_nll
+from octavo.evals.scorer import ExecutorScorer
 from octavo.io.checkpoint import open_model
 from octavo.io.corpora import stdlib_code
 from octavo.io.tokenizer import load_tokenizer
@@ -38,6 +44,28 @@ def test_gptq_loses_less_than_rounding_at_three_bits(tmp_path: Path) -> None:
         kl[method] = result.quality.texts[0][1].kl_mean
         assert not result.report.fallbacks()
     assert kl["gptq"].high < kl["rtn"].low
+
+
+def nats(path: Path, config: RuntimeConfig, text: HeldOut) -> float:
+    """Per token of held-out text, as the model runs natively."""
+    with open_model(path) as opened:
+        executor = load(opened.spec, opened.source, config)
+    with closing(ExecutorScorer(executor, "")) as scorer:
+        windows = windows_of(text, config.context)
+        return float(np.concatenate([window_nll(scorer, window) for window in windows]).mean())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["ternary_channel", "int2_g64_asym"])
+def test_rounding_to_one_or_two_bits_makes_noise_of_a_trained_model(
+    format: str, tmp_path: Path
+) -> None:
+    path = demo_model("smollm2-135m")
+    text = read_material(path, from_flags("rtn", format), limit=512).held_out[0]
+    plain = RuntimeConfig(context=256, max_seqs=1)
+    rounded = replace(plain, format=format, keep=(("embed", "int8_g32"),))
+    # ten times the perplexity, at least
+    assert nats(path, rounded, text) > nats(path, plain, text) + np.log(10)
 
 
 @pytest.mark.slow
