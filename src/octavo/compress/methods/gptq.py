@@ -80,7 +80,8 @@ class Gptq:
         perm = H.diagonal().argsort(descending=True, stable=True)
         if self.order == "given":
             perm = perm.sort().values
-        U = self.factor(H[perm][:, perm], stats.tokens)
+        H = H[perm][:, perm]
+        U = self.factor(H, stats.tokens)
         kept = None if mask is None else mask[:, perm]
         codes, _, losses = self.quantize(W[:, perm], U, grid, perm, kept)
         if not losses.isfinite().all():
@@ -109,9 +110,10 @@ class Gptq:
         """
         mean, damp = H.diagonal().mean(), self.damp
         while mean.isfinite() and damp <= max(1.0, self.damp):
-            damped = H.clone()
+            damped = H.flip(0, 1)  # a copy, and the only one: squares are most of GPTQ's memory
             damped.diagonal().add_(damp * mean)
-            L, failed = cholesky_ex(damped.flip(0, 1))
+            L, failed = cholesky_ex(damped)
+            del damped
             if not failed:
                 U = inverse(L).flip(0, 1)
                 if U.isfinite().all():
