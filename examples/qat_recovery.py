@@ -1,10 +1,11 @@
 """How much of what post-training quantization loses does training win back?
 
-python examples/qat_recovery.py MODEL --format int3_g64 --steps 200 [--code]
+python examples/qat_recovery.py MODEL --format int3_g64 --steps 200 [--code] [--work DIRECTORY]
 
 Every post-training method, then quantization-aware training from the best of them, at the same
 bits and on the same calibration text; perplexities are the native executor's on held-out text:
-Wikipedia's odd articles, or with --code odd modules of Python's standard library.
+Wikipedia's odd articles, or with --code odd modules of Python's standard library. DIRECTORY keeps
+every artifact and the training's last checkpoint: the same command given again goes on there.
 """
 
 from __future__ import annotations
@@ -160,7 +161,8 @@ def encoding(method: str, options: argparse.Namespace) -> tuple[Step, ...]:
 def made(method: str, material: Material, options: argparse.Namespace, out: Path) -> Run:
     recipe = Recipe(encoding(method, options), calibration=settings(options))
     began = time.perf_counter()
-    compress(options.path, recipe, out, Material(material.tokens, (), material.name))
+    if not out.exists():
+        compress(options.path, recipe, out, Material(material.tokens, (), material.name))
     minutes = (time.perf_counter() - began) / 60
     run = Run(method, score(out, material), minutes)
     print(line(run), flush=True)
@@ -208,12 +210,26 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=64)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--held-out", type=int, default=8192)
+    parser.add_argument("--work", type=Path, help="kept, and gone on with; else nothing is")
     options = parser.parse_args()
     options.path = resolve_model(options.model)
     options.outside = options.format if options.whole else "int8_g64"
     with tempfile.TemporaryDirectory() as scratch:
-        options.text = code(Path(scratch)) if options.code else ""
-        compare(options, Path(scratch))
+        work = options.work or Path(scratch)
+        work.mkdir(parents=True, exist_ok=True)
+        options.text = code(work) if options.code else ""
+        check_same(options, work)
+        compare(options, work)
+
+
+def check_same(options: argparse.Namespace, work: Path) -> None:
+    """What is found there is only gone on with by the options that made it."""
+    names = ("path", "format", "outside", "text", "sequences", "length", "iterations")
+    mine = {name: str(getattr(options, name)) for name in names}
+    file = work / "options.json"
+    if file.exists() and (found := json.loads(file.read_text(encoding="utf-8"))) != mine:
+        raise SystemExit(f"{file}: made with {found}; give these, or another --work")
+    file.write_text(json.dumps(mine), encoding="utf-8")
 
 
 def compare(options: argparse.Namespace, scratch: Path) -> None:

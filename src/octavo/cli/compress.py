@@ -291,7 +291,10 @@ def _lines(result: Result, quality: Quality) -> Iterator[str]:
 
 def _forecast(forecast: Forecast) -> str:
     peak = "" if forecast.peak is None else f", {human_decimal(forecast.peak)} came"
-    line = f"  peak memory: {human_decimal(forecast.predicted_peak)} forecast{peak}"
+    line = (
+        f"  peak memory: {human_decimal(forecast.predicted_peak)} forecast{peak}, "
+        f"{human_decimal(forecast.earlier_peak)} before, reading the text"
+    )
     if forecast.seconds is None:
         return line
     said = forecast.predicted_seconds

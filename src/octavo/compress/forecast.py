@@ -27,9 +27,10 @@ Clock = Callable[[], float]
 class Forecast:
     """Bytes of the process at their peak while it compresses (reading the text before and measuring
     after are not counted), and seconds of compressing: predicted, and as they came. None where
-    nothing could be said."""
+    nothing could be said. `earlier_peak` came before, mostly from tokenizing the text."""
 
     predicted_peak: int
+    earlier_peak: int
     peak: int | None = None
     predicted_seconds: float | None = None
     seconds: float | None = None
@@ -73,7 +74,8 @@ class Watch:
         self._plan, self._found, self._earlier, self._note = plan, found, earlier, note
         self._inner, self._clock = inner, clock
         return_freed_memory()  # what reading the text left is no part of what is needed
-        self._above = 0 if forget_peak() else process_memory().peak
+        self._earlier_peak = process_memory().peak
+        self._above = 0 if forget_peak() else self._earlier_peak
         self._before = process_memory().resident
         self._need = predicted_peak(plan, length, sequences)
         self._begin = self._last = clock()
@@ -121,7 +123,8 @@ class Watch:
         """Of what was watched; call it when the last stage is done."""
         peak = process_memory().peak
         came = peak if peak > self._above else None  # else it may be that of reading the text
-        return Forecast(self._before + self._need, came, self._predicted, self._seconds)
+        need = self._before + self._need
+        return Forecast(need, self._earlier_peak, came, self._predicted, self._seconds)
 
 
 def _gradients(plan: Plan, length: int) -> int:
