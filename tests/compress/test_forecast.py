@@ -132,7 +132,8 @@ def test_what_was_held_before_is_no_part_of_the_peak(tmp_path: Path) -> None:
     result = compress(path, from_flags("gptq", "int4_g32"), tmp_path / "out", material(2))
     assert result.forecast.peak is not None
     assert result.forecast.peak < before - (128 << 20)
-    assert result.forecast.earlier_peak >= before  # and is said, beside it
+    # It is said beside it; the kernel sums pages per processor and is off by some of them.
+    assert result.forecast.earlier_peak > before - (1 << 20)
 
 
 def test_a_peak_that_cannot_be_told_from_an_earlier_one_is_left_out(
