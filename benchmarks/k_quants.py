@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from octavo.backends.base import RuntimeConfig
-from octavo.compress.budgeted import Budget, Choice, candidates, choose, recipe_of
+from octavo.compress.budgeted import Budget, Choice, candidates, choose, parted, recipe_of
 from octavo.compress.export_gguf import export_gguf
 from octavo.compress.job import Material, compress, read_material
 from octavo.compress.recipe import Calibration, Recipe, Step
@@ -108,8 +108,8 @@ class Bench:
         assert tokens is not None
         with open_model(self.model) as opened:
             spec = opened.spec
-            importance = _importance(Probing(opened.source, spec, tokens))
-            probing = Probing(opened.source, spec, tokens[: max(1, probed // tokens.shape[1])])
+            importance = _importance(Probing(opened.source, spec, tokens[:1], tokens))
+            probing = Probing(opened.source, spec, *parted(tokens, spec.vocab, probed))
             formats = [*candidates(spec, "searched"), *map(NumberFormat.parse, EXTRA)]
             kept = self.work / "sensitivities.json"
             table = measure(probing, formats, build_encoder("searched", {}), kept)

@@ -170,7 +170,7 @@ def made(method: str, material: Material, options: argparse.Namespace, out: Path
 
 
 def settings(options: argparse.Namespace) -> Calibration:
-    return Calibration(options.text, options.sequences, options.length)
+    return Calibration(options.text, options.sequences, options.length, options.precision)
 
 
 def code(scratch: Path) -> str:
@@ -204,7 +204,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1e-4)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--context", type=int, default=255)
-    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--precision", default="fp32", help="of calibration and training")
     parser.add_argument("--patience", type=int, default=3)
     parser.add_argument("--code", action="store_true")
     parser.add_argument("--sequences", type=int, default=64)
@@ -224,7 +224,7 @@ def main() -> None:
 
 def check_same(options: argparse.Namespace, work: Path) -> None:
     """What is found there is only gone on with by the options that made it."""
-    names = ("path", "format", "outside", "text", "sequences", "length", "iterations")
+    names = ("path", "format", "outside", "text", "sequences", "length", "iterations", "precision")
     mine = {name: str(getattr(options, name)) for name in names}
     file = work / "options.json"
     if file.exists() and (found := json.loads(file.read_text(encoding="utf-8"))) != mine:

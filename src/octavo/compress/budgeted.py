@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from octavo.backends.base import KvFormat
 from octavo.backends.served import kv_reasons
@@ -37,6 +38,7 @@ from octavo.spec.decoder import DecoderSpec
 from octavo.spec.graph import role_shape, roles
 
 SENSITIVITY = "sensitivity.json"
+I64 = npt.NDArray[np.int64]
 Size = Callable[[NumberFormat, tuple[int, int]], int]
 
 # What may be picked from: two-level formats where 256 divides the rows, one-level ones elsewhere.
@@ -193,25 +195,25 @@ def budgeted(
     model: Path,
     base: Recipe,
     budget: Budget,
-    tokens: np.ndarray,
+    tokens: I64,
     kept: Path,
     method: str = "",
     progress: Progress | None = None,
 ) -> tuple[Recipe, Choice]:
-    """The recipe for a budget. Sensitivities are measured on the first of `tokens`, and kept in
-    `kept`, which is refused when it is of another model, text or method."""
+    """The recipe for a budget. Sensitivities are measured on the first of `tokens`, encoded by the
+    others, and kept in `kept`, which is refused when it is of another model, text or method."""
     with open_model(model) as opened:
         spec = opened.spec
-        probed = _probed(tokens, spec.vocab)
+        probed, fitted = parted(tokens, spec.vocab)
         formats = candidates(spec, method)
         _check_room(spec, formats, budget)
         encoder = build_encoder(method or "searched", {})
         _check_identity(kept, {
             "source": opened.source.describe(), "method": method,
             "formats": [str(f) for f in formats],
-            "tokens": hashlib.sha256(probed.tobytes()).hexdigest(),
+            "tokens": hashlib.sha256(probed.tobytes() + fitted.tobytes()).hexdigest(),
         })  # fmt: skip
-        probing = Probing(opened.source, spec, probed)
+        probing = Probing(opened.source, spec, probed, fitted)
         caches = _caches(spec) if budget.tokens else []
         table = measure(probing, formats, encoder, kept, progress, caches)
     choice = choose(spec, table, budget)
@@ -258,11 +260,16 @@ def candidates(spec: DecoderSpec, method: str) -> list[NumberFormat]:
     return [f for f in formats if any(takes(f, shape) for shape in shapes)]
 
 
-def _probed(tokens: np.ndarray, vocab: int) -> np.ndarray:
-    """Whole sequences of the calibration text, or the beginning of one that is too long."""
-    room = max(64, min(PROBED, _LOGITS // vocab))
-    length = min(tokens.shape[1], room)
-    return np.ascontiguousarray(tokens[: max(1, room // length), :length])
+def parted(tokens: I64, vocab: int, most: int = PROBED) -> tuple[I64, I64]:
+    """What KL is taken on, whole sequences or the beginning of one that is too long, and what the
+    encoder is fitted to: the rest, at least half of the text."""
+    room = max(64, min(most, _LOGITS // vocab))
+    sequences, length = tokens.shape
+    if sequences == 1:
+        cut = min(room, length // 2)
+        return tokens[:, :cut].copy(), tokens[:, cut:].copy()
+    count = max(1, min(room // length, sequences // 2))
+    return tokens[:count, :room].copy(), tokens[count:].copy()
 
 
 def _check_identity(kept: Path, identity: Mapping[str, object]) -> None:
