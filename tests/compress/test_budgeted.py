@@ -23,6 +23,7 @@ from octavo.compress.budgeted import (
     sensitivity_file,
     stored_bytes,
 )
+from octavo.compress.block import BlockDecoder
 from octavo.compress.job import compress
 from octavo.compress.recipe import matrices, role_name
 from octavo.compress.sensitivity import Probing, Sensitivities, measure
@@ -286,6 +287,29 @@ def test_an_encoder_is_judged_on_tokens_that_it_was_not_fitted_to(
     four = [NumberFormat.parse("int4_g32")]
     flattered = sum(measure(same, four, build_encoder("searched", {})).probe.values())
     assert told > 2 * flattered
+
+
+def test_a_token_counts_by_the_stream_that_its_output_goes_into(probed: Probing) -> None:
+    """What `down` is given over the root mean square of the block's output; q's as it comes, since
+    a norm stands before it; an embedding that isn't the head is given nothing."""
+    decoder = BlockDecoder(probed.spec, probed.weights)
+    seen: dict[Role, list[torch.Tensor]] = {}
+    decoder.watcher = lambda role, x: seen.setdefault(role, []).append(x)
+    first = [decoder.run_layer(0, decoder.embed(row)) for row in probed.tokens]
+    stream = torch.cat(first).square().mean(1, keepdim=True).sqrt()
+    for role, divided in ((Role("down", 0), stream), (Role("q", 0), torch.ones(1))):
+        found, want = probed.felt(role), torch.cat(seen[role]) / divided
+        assert found is not None
+        assert (found - want).abs().max() <= 2**-8 * want.abs().max()  # bf16
+    assert (probed.felt(Role("embed")) is None) is not probed.spec.tied_head
+
+
+def test_experts_have_costs_too(tmp_path: Path) -> None:
+    """Each is given some of the tokens only: weighing those by the stream is left out."""
+    found = table(probing(small_model("mixtral", tmp_path / "m")))
+    costs = [found.kl[name]["int4_g32"] for name in found.kl if "experts" in name]
+    assert costs
+    assert all(cost >= 0 for cost in costs)
 
 
 @pytest.mark.parametrize(
