@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from octavo.compress.block import BlockDecoder
 from octavo.compress.budgeted import (
     CANDIDATES,
     SENSITIVITY,
@@ -23,7 +24,6 @@ from octavo.compress.budgeted import (
     sensitivity_file,
     stored_bytes,
 )
-from octavo.compress.block import BlockDecoder
 from octavo.compress.job import compress
 from octavo.compress.recipe import matrices, role_name
 from octavo.compress.sensitivity import Probing, Sensitivities, measure

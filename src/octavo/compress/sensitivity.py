@@ -150,9 +150,8 @@ class Probing:
         return found
 
     def _watched(self, layer: int, x: Tensor) -> Tensor:
-        """A block's output; its matrices' inputs are kept in bf16, which an error's ratio to another
-        doesn't feel. Tokens that an expert was not given are not among its inputs: those of experts
-        count alike."""
+        """A block's output. Its matrices' inputs are kept in bf16, which a ratio of errors doesn't
+        feel. An expert is given some of the tokens only: those of experts count alike."""
         inputs: dict[Role, Tensor] = {}
         leaders = set(self._leader.values())
         self._decoder.watcher = lambda role, rows: inputs.update({role: rows.clone()})
