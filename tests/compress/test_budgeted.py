@@ -289,9 +289,12 @@ def test_an_encoder_is_judged_on_tokens_that_it_was_not_fitted_to(
     assert told > 2 * flattered
 
 
-def test_a_token_counts_by_the_stream_that_its_output_goes_into(probed: Probing) -> None:
+@pytest.mark.parametrize("length", [48, 600])  # whole, and so long that an MLP runs in parts
+def test_a_token_counts_by_the_stream_that_its_output_goes_into(model: Path, length: int) -> None:
     """What `down` is given over the root mean square of the block's output; q's as it comes, since
     a norm stands before it; an embedding that isn't the head is given nothing."""
+    with open_model(model) as opened:
+        probed = Probing(opened.source, opened.spec, tokens(1, length), tokens(1, 8))
     decoder = BlockDecoder(probed.spec, probed.weights)
     seen: dict[Role, list[torch.Tensor]] = {}
     decoder.watcher = lambda role, x: seen.setdefault(role, []).append(x)

@@ -152,14 +152,14 @@ class Probing:
     def _watched(self, layer: int, x: Tensor) -> Tensor:
         """A block's output. Its matrices' inputs are kept in bf16, which a ratio of errors doesn't
         feel. An expert is given some of the tokens only: those of experts count alike."""
-        inputs: dict[Role, Tensor] = {}
+        inputs: dict[Role, list[Tensor]] = {}  # an MLP may run in parts
         leaders = set(self._leader.values())
-        self._decoder.watcher = lambda role, rows: inputs.update({role: rows.clone()})
+        self._decoder.watcher = lambda role, rows: inputs.setdefault(role, []).append(rows.clone())
         y = self._decoder.run_layer(layer, x)
         self._decoder.watcher = None
         weigh = y.pow(2).mean(1, keepdim=True).rsqrt()
         for role in leaders & inputs.keys():
-            rows = inputs[role]
+            rows = torch.cat(inputs[role])
             if role.part in ("o", "down") and role.expert is None:
                 rows = rows * weigh
             self._seen.setdefault(role, []).append(rows.bfloat16())
