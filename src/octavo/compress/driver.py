@@ -39,6 +39,7 @@ from octavo.compress.state import HiddenStates, Stage, WorkDirectory
 from octavo.compress.stats import StatsGatherer, rescaled, sampled_sequences
 from octavo.compress.table import build_encoder
 from octavo.compress.training import check_zeros, train_stage
+from octavo.core.allocator import return_freed_memory
 from octavo.core.errors import FormatError, InternalError, NumericsError
 from octavo.formats.number_format import NumberFormat
 from octavo.formats.quantized import QuantizedTensor
@@ -87,6 +88,7 @@ class Driver:
                 progress(name, done, len(stages))
 
     def _finish(self, name: str) -> None:
+        return_freed_memory()  # else a head of 0.5 GB comes on top of 0.4 that the blocks left
         if name == FIRST:
             stage = self._first()
         elif name == LAST:
