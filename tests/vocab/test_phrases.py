@@ -172,7 +172,7 @@ def test_phrases_begin_as_likely_as_they_are(whole: bool) -> None:
     joined = table.joined(chain(4000, 1))
     states = normed(base, chain(2000, 3))
     tokens = np.array([table.joined(chain(800, 2))[:64]])
-    parts = [None, start(states, joined, table)]
+    parts = [None, start(states, joined, table).shifts]
     models = [PhraseModel(spec, base.masters, table, whole, part) for part in parts]
     with torch.no_grad():
         bare, begun = (float(model.loss(tokens, model.prepared())) for model in models)

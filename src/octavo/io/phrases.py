@@ -1,10 +1,12 @@
 """Phrases: runs of a vocabulary's tokens that a model knows as single tokens as well.
 
-A text is first cut as the vocabulary itself does it. The shortest way through these tokens in which
-any run that is a phrase counts as one is then what the model reads: never longer than before, and
-the bytes are the same. Of equally short ways, the one whose first phrase reaches farthest.
+A text is first cut as the vocabulary itself does it. From left to right, the longest run of these
+tokens that is a phrase then counts as one: never longer than before, and the bytes are the same.
+The shortest way of all would save half a percent more, but which token stands at a place would hang
+on what comes long after it, and what a model without phrases says would no longer tell what one
+with them should say (`octavo.vocab.phrase_tree`).
 
-`phrases.json` beside tokenizer.json: {"format": 1, "first": id of the first phrase, "phrases":
+`phrases.json` beside tokenizer.json: {"format": 2, "first": id of the first phrase, "phrases":
 [[token, ...], ...]}. A phrase's id is `first` plus its place. The file is written when the phrases'
 rows are trained, never before: a model without them has no such ids to emit.
 """
@@ -18,7 +20,7 @@ from pathlib import Path
 from octavo.core.errors import TokenizerError
 
 PHRASES = "phrases.json"
-PHRASES_FORMAT = 1
+PHRASES_FORMAT = 2  # 1 was cut the shortest way
 MAX_TOKENS = 64  # of one phrase
 
 
@@ -46,19 +48,13 @@ class PhraseTable:
         return self.phrases[place] if 0 <= place < len(self.phrases) else (token,)
 
     def joined(self, tokens: Sequence[int]) -> list[int]:
-        """The shortest way through `tokens`. Time grows with their number alone."""
-        row, n = tuple(tokens), len(tokens)
-        cost, step = [0] * (n + 1), [1] * n
-        for at in range(n - 1, -1, -1):
-            best, length = cost[at + 1] + 1, 1
-            for size in self._lengths.get(row[at], ()):
-                shorter = at + size <= n and cost[at + size] + 1 < best
-                if shorter and row[at : at + size] in self._ids:
-                    best, length = cost[at + size] + 1, size
-            cost[at], step[at] = best, length
-        found, at = [], 0
-        while at < n:
-            size = step[at]
+        """`tokens`, from left to right, the longest phrase wherever one begins. Time grows with
+        their number alone."""
+        row, found, at = tuple(tokens), [], 0
+        while at < len(row):
+            sizes = self._lengths.get(row[at], ())
+            fits = (size for size in sizes if row[at : at + size] in self._ids)
+            size = next(fits, 1)
             found.append(row[at] if size == 1 else self._ids[row[at : at + size]])
             at += size
         return found

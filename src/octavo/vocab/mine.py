@@ -73,7 +73,7 @@ def mine(
 
 
 def usage(texts: Iterable[Sequence[int]], table: PhraseTable) -> Counter[Phrase]:
-    """How often the shortest way through the texts takes each phrase."""
+    """How often each phrase is used where the texts are cut with them."""
     counts: Counter[int] = Counter()
     for text in texts:
         counts.update(token for token in table.joined(text) if token >= table.first)

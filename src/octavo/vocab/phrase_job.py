@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from octavo.backends.reference.options import ReferenceOptions
 from octavo.compress.artifact import write_json
-from octavo.core.errors import UnsupportedError, UserError
+from octavo.core.errors import ConfigError, UnsupportedError, UserError
 from octavo.formats.quantized import QuantizedTensor
 from octavo.formats.rtn import encode
 from octavo.io.checkpoint import OpenModel, open_model
@@ -22,29 +23,45 @@ from octavo.spec.decoder import Role
 from octavo.spec.graph import head_role
 from octavo.train import TrainConfig, Trainer
 from octavo.train.data import make_corpus
+from octavo.train.losses import Labels, Loss, Mixed, ModelTeacher
+from octavo.train.qat import QatModel
 from octavo.vocab.measure import cut, tokenizer_of
 from octavo.vocab.mine import MinePlan, Saving, mine, savings
 from octavo.vocab.phrase_model import EMBED, HEAD, PhraseModel
+from octavo.vocab.phrase_split import Splitter, Text
 from octavo.vocab.phrase_start import start
+from octavo.vocab.phrase_teacher import PhraseKl
+from octavo.vocab.phrase_tree import PhraseTree
 from octavo.vocab.states import head_states
 from octavo.vocab.tables import stacked
 from octavo.vocab.writing import Vocabulary, write_model
 
+F32 = npt.NDArray[np.float32]
+
 _HELD_OUT = 0.1  # of the text, at its end: watched while training, never mined
 _WATCHED = 64  # windows of it whose loss is taken
-_STATES = 16  # hidden states gathered for each of their values
+_STATES = 16  # hidden states gathered for each of their values, at least
+_MOST_STATES = 1024  # and at most: of 256 values, 268 MB
+_WINDOW = 256  # base tokens that such a state has behind it, at most
 
 
 @dataclass(frozen=True, slots=True)
 class PhrasePlan:
     """What to mine, and how long to train: on windows of as much text as `context` tokens of the
     base model hold, so that a step sees what one without phrases would; `whole` trains every
-    matrix, which is then stored in fp32, and not the new rows alone."""
+    matrix, which is then stored in fp32, and not the new rows alone. `taught` is the share of the
+    loss that compares with the base model; the rest is the text's own labels. Raises ConfigError
+    unless it is from 0 to 1."""
 
     mine: MinePlan
     train: TrainConfig
     context: int = 128
     whole: bool = False
+    taught: float = 0.7
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.taught <= 1:
+            raise ConfigError(f"taught is {self.taught}: give a share from 0 to 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +96,13 @@ def add_phrases(path: Path, out: Path, plan: PhrasePlan, text: str) -> PhraseRep
         phrases = mine(kept, plan.mine, tokenizer.token_bytes, model.spec.vocab)
         row, watched = ([t for piece in part for t in phrases.joined(piece)]
                         for part in (kept, held))  # fmt: skip
-        begun = start(_states(model, kept), row, phrases)
+        begun = _shifts(model, kept, row, phrases, plan)
         trained = PhraseModel.from_source(model.source, model.spec, phrases, plan.whole, begun)
         context = round(plan.context * len(row) / sum(map(len, kept)))
         corpus = make_corpus(row, watched, context)
         corpus = replace(corpus, held_out=corpus.held_out[:_WATCHED])
-        report = Trainer(trained, corpus, plan.train).run()
+        loss = _loss(model, phrases, plan.taught)
+        report = Trainer(trained, corpus, plan.train, loss=loss, watched=Labels()).run()
         write_model(directory, model, _vocabulary(model, trained, phrases))
         found = savings(kept, phrases, tokenizer.token_bytes)
         count = sum(map(len, held))
@@ -92,11 +110,41 @@ def add_phrases(path: Path, out: Path, plan: PhrasePlan, text: str) -> PhraseRep
         return PhraseReport(count, len(watched), found, before, after)
 
 
-def _states(model: OpenModel, texts: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
-    """What the head reads on some of the texts, spread over all of them."""
-    wanted = _STATES * model.spec.hidden
-    step = max(1, sum(map(len, texts)) // wanted)
-    return head_states(model, texts[::step])
+def _shifts(
+    model: OpenModel,
+    texts: Sequence[Sequence[int]],
+    joined: Sequence[int],
+    phrases: PhraseTable,
+    plan: PhrasePlan,
+) -> F32:
+    """What the rows of the head begin with."""
+    text = _read(model, texts, plan)
+    head = model.source.tensor(head_role(model.spec)).float32()
+    begun = start(text.states, joined, phrases).shifts
+    if not plan.taught:
+        return begun
+    table = np.ascontiguousarray(head, np.float32)
+    return Splitter(text, table, PhraseTree(phrases), model.spec.logit_softcap).shifts(begun)
+
+
+def _read(model: OpenModel, texts: Sequence[Sequence[int]], plan: PhrasePlan) -> Text:
+    """Windows spread over all of the text, no more than training will see."""
+    tokens = np.array([token for text in texts for token in text], np.int64)
+    seen = plan.train.steps * plan.train.batch * plan.train.accumulate * plan.context
+    hidden = model.spec.hidden
+    wanted = min(max(seen, _STATES * hidden), _MOST_STATES * hidden, len(tokens))
+    size = min(_WINDOW, model.spec.max_positions)
+    windows = [tokens[i : i + size] for i in range(0, len(tokens) - size + 1, size)]
+    windows = windows[:: max(1, len(tokens) // wanted)] or [tokens]
+    states = head_states(model, [window.tolist() for window in windows], size)
+    return Text(np.concatenate(windows), size, states)
+
+
+def _loss(model: OpenModel, phrases: PhraseTable, taught: float) -> Loss:
+    if not taught:
+        return Labels()
+    base = QatModel.load(model.source, model.spec, ReferenceOptions(format="fp32"))
+    return Mixed([(taught, PhraseKl(ModelTeacher(base), phrases)), (1 - taught, Labels())])
 
 
 def _check(model: OpenModel, tokenizer: Tokenizer, plan: PhrasePlan) -> None:

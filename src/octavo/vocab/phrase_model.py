@@ -3,7 +3,8 @@
 The row of a phrase in the embedding begins as a mean of its parts' rows in which the last weighs
 most, and in the head as one in which the first does (AdaptiVocab, arXiv 2503.19693): what follows a
 phrase follows its end, and what predicts a phrase predicts its beginning. How likely a phrase then
-is comes from a `Start`. A head that was tied to the embedding becomes a table of its own.
+is comes from shifts (`octavo.vocab.phrase_start`, `octavo.vocab.phrase_split`). A head that was
+tied to the embedding becomes a table of its own.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -22,7 +24,8 @@ from octavo.io.weights import WeightSource
 from octavo.spec.decoder import DecoderSpec, Role
 from octavo.spec.graph import head_role, roles
 from octavo.train.qat import QatModel
-from octavo.vocab.phrase_start import Start
+
+F32 = npt.NDArray[np.float32]
 
 EMBED, HEAD = Role("embed"), Role("head")
 _STEEP = 2.0  # a part weighs e^2 times its neighbour, as in AdaptiVocab
@@ -35,8 +38,9 @@ class PhraseModel(QatModel):
 
     whole  train every matrix, not the new rows alone
     rows   of phrases as they began, float32 [phrases, hidden] by role
-    start  how likely phrases are at first; None: as likely as their parts. Only with `whole` do the
-           old tokens give away what phrases take, for only then their rows may move
+    shifts how likely phrases are at first: float32 [vocab + phrases, hidden], added to the head's
+           rows; None: as likely as their parts. Only with `whole` do the old tokens give away what
+           phrases take, for only then their rows may move
     """
 
     def __init__(
@@ -45,7 +49,7 @@ class PhraseModel(QatModel):
         masters: Weights,
         phrases: PhraseTable,
         whole: bool = False,
-        start: Start | None = None,
+        shifts: F32 | None = None,
     ) -> None:
         untied = {**masters, HEAD: masters[head_role(spec)]}
         wide = replace(spec, vocab=spec.vocab + len(phrases), tied_head=False)
@@ -59,8 +63,8 @@ class PhraseModel(QatModel):
         # depend on a parameter's size, so the rows' are those of a multiple.
         self._pace = dict(PACE) if whole else dict.fromkeys(PACE, 1.0)
         self._moves = {role: torch.zeros_like(w).requires_grad_() for role, w in self.rows.items()}
-        if start is not None:
-            self._shift(torch.from_numpy(start.shifts), spec.vocab)
+        if shifts is not None:
+            self._shift(torch.from_numpy(shifts), spec.vocab)
 
     @classmethod
     def from_source(
@@ -69,12 +73,12 @@ class PhraseModel(QatModel):
         spec: DecoderSpec,
         phrases: PhraseTable,
         whole: bool = False,
-        start: Start | None = None,
+        shifts: F32 | None = None,
     ) -> PhraseModel:
         """From a base model's weights."""
         masters = {role: torch.from_numpy(np.array(source.tensor(role).float32(), np.float32))
                    for role in roles(spec)}  # fmt: skip
-        return cls(spec, masters, phrases, whole, start)
+        return cls(spec, masters, phrases, whole, shifts)
 
     def parameters(self) -> dict[str, Tensor]:
         new = {f"{role} phrases": moves for role, moves in self._moves.items()}
