@@ -112,6 +112,9 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("directory", type=Path)
     parser.add_argument("--count", type=int, default=1500)
+    parser.add_argument("--least", type=int, default=4, help="times that a phrase is used")
+    parser.add_argument("--price", type=float, default=0.0, help="of a nat, in tokens saved")
+    parser.add_argument("--taught", type=float, default=0.7, help="share of the loss")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--whole", action="store_true")
@@ -125,16 +128,17 @@ def main() -> None:
     parser.add_argument("--format", default="int8_g32", help="of both models when they are timed")
     options = parser.parse_args()
     base = resolve_model(options.model)
-    if not options.directory.exists():
-        options.directory.mkdir(parents=True)
+    if not (options.directory / "phrases").exists():
+        options.directory.mkdir(parents=True, exist_ok=True)
         text = stdlib_code("calibration")[: options.characters]
         config = TrainConfig(
             options.steps, options.rate, warmup=options.steps // 20, batch=options.batch,
             evaluate_every=options.steps, precision=options.precision,
         )  # fmt: skip
-        plan = PhrasePlan(MinePlan(options.count), config, options.context, options.whole)
+        phrases = MinePlan(options.count, least=options.least, price=options.price)
+        plan = PhrasePlan(phrases, config, options.context, options.whole, options.taught)
         found = add_phrases(base, options.directory / "phrases", plan, text)
-        if options.whole:
+        if options.whole and not (options.directory / "control").exists():
             train_control(base, options.directory / "control", text, plan)
         print(
             f"{sum(row.phrases for row in found.savings)} phrases; {options.steps} steps of "

@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from octavo.io.phrases import PhraseTable  # noqa: E402
-from octavo.vocab.phrase_split import Splitter, Text, visits  # noqa: E402
+from octavo.vocab.phrase_split import Reader, Splitter, Text, visits  # noqa: E402
 from octavo.vocab.phrase_start import constant_direction  # noqa: E402
 from octavo.vocab.phrase_tree import PhraseTree  # noqa: E402
 
@@ -60,7 +60,7 @@ def test_the_split_follows_the_state_and_the_sum_stays() -> None:
     begun = np.zeros((VOCAB + 2, HIDDEN), np.float32)
     for token, share in zip((1, 8, 9), shares, strict=True):
         begun[token] = np.log(share) * constant_direction(text.states[::2])
-    found = Splitter(text, HEAD, PhraseTree(TABLE), None).shifts(begun)
+    found = Splitter(text, Reader(text, HEAD, None), PhraseTree(TABLE)).shifts(begun)
     assert not found[[0, *range(2, 8)]].any()
     states = other.states[::2]
     logits = states @ found[[1, 8, 9]].T
@@ -77,6 +77,6 @@ def test_a_softcap_is_of_what_the_base_model_says() -> None:
     """Capped at almost nothing, all tokens are equally likely after a 1: 6 in 8 that it stops."""
     begun = np.zeros((VOCAB + 2, HIDDEN), np.float32)
     text = alternating(4000, 1)
-    found = Splitter(text, HEAD, PhraseTree(TABLE), 1e-4).shifts(begun)
+    found = Splitter(text, Reader(text, HEAD, 1e-4), PhraseTree(TABLE)).shifts(begun)
     likely = softmax(text.states[::2] @ found[[1, 8, 9]].T).mean(axis=0)
     np.testing.assert_allclose(likely, [0.75, 0.125, 0.125], atol=0.02)

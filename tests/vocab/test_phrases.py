@@ -239,7 +239,18 @@ def test_from_the_command_line(
 ) -> None:
     (tmp_path / "t.txt").write_text(TEXT, encoding="utf-8")
     words = ["vocab", "phrases", str(made[0]), "-o", str(tmp_path / "out")]
-    more = ["--text", str(tmp_path / "t.txt"), "--count", "8", "--steps", "2", "--context", "32"]
+    more = [
+        "--text",
+        str(tmp_path / "t.txt"),
+        "--count",
+        "8",
+        "--price",
+        "0.01",
+        "--steps",
+        "2",
+        "--context",
+        "32",
+    ]
     assert main([*words, *more, "--whole", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["saved"] > 0.2

@@ -129,6 +129,10 @@ def _told(quality: Quality) -> str:
 @click.option("--text", required=True, metavar="TEXTFILE", help="UTF-8, of one kind.")
 @click.option("--count", type=click.IntRange(1), default=1000, show_default=True)
 @click.option("--words", type=click.IntRange(1), default=5, show_default=True, help="At most.")
+@click.option(
+    "--price", type=click.FloatRange(0), default=0.0, show_default=True,
+    help="Tokens that a phrase must save for each nat that it costs.",
+)  # fmt: skip
 @click.option("--steps", type=click.IntRange(1), default=200, show_default=True)
 @click.option("--context", type=click.IntRange(8), default=128, show_default=True)
 @click.option("--whole", is_flag=True, help="Train every matrix, not the new rows alone.")
@@ -139,6 +143,7 @@ def phrases(
     text: str,
     count: int,
     words: int,
+    price: float,
     steps: int,
     context: int,
     whole: bool,
@@ -154,7 +159,7 @@ def phrases(
     from octavo.vocab.phrase_job import PhrasePlan, add_phrases
 
     config = TrainConfig(steps, 1e-3, batch=4, evaluate_every=steps, warmup=min(10, steps))
-    plan = PhrasePlan(MinePlan(count, words), config, context, whole)
+    plan = PhrasePlan(MinePlan(count, words, price=price), config, context, whole)
     found = add_phrases(resolve_model(model), out, plan, read_whole(text))
     if as_json:
         emit_json({"model": model, "out": str(out), "saved": found.saved, **asdict(found)})

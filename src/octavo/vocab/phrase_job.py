@@ -28,10 +28,11 @@ from octavo.train.qat import QatModel
 from octavo.vocab.measure import cut, tokenizer_of
 from octavo.vocab.mine import MinePlan, Saving, mine, savings
 from octavo.vocab.phrase_model import EMBED, HEAD, PhraseModel
-from octavo.vocab.phrase_split import Splitter, Text
+from octavo.vocab.phrase_split import Reader, Splitter, Text
 from octavo.vocab.phrase_start import start
 from octavo.vocab.phrase_teacher import PhraseKl
 from octavo.vocab.phrase_tree import PhraseTree
+from octavo.vocab.predictable import costs
 from octavo.vocab.states import head_states
 from octavo.vocab.tables import stacked
 from octavo.vocab.writing import Vocabulary, write_model
@@ -93,10 +94,15 @@ def add_phrases(path: Path, out: Path, plan: PhrasePlan, text: str) -> PhraseRep
         split = int(len(text) * (1 - _HELD_OUT))
         kept, held = ([tokenizer.encode(piece, add_special=False) for piece in cut(part, 8192)]
                       for part in (text[:split], text[split:]))  # fmt: skip
-        phrases = mine(kept, plan.mine, tokenizer.token_bytes, model.spec.vocab)
+        read = _read(model, kept, plan)
+        reader = _reader(model, read)
+        known = partial(costs, text=read, reader=reader)
+        phrases = mine(kept, plan.mine, tokenizer.token_bytes, model.spec.vocab, known)
         row, watched = ([t for piece in part for t in phrases.joined(piece)]
                         for part in (kept, held))  # fmt: skip
-        begun = _shifts(model, kept, row, phrases, plan)
+        begun = start(read.states, row, phrases).shifts
+        if plan.taught:
+            begun = Splitter(read, reader, PhraseTree(phrases)).shifts(begun)
         trained = PhraseModel.from_source(model.source, model.spec, phrases, plan.whole, begun)
         context = round(plan.context * len(row) / sum(map(len, kept)))
         corpus = make_corpus(row, watched, context)
@@ -110,21 +116,9 @@ def add_phrases(path: Path, out: Path, plan: PhrasePlan, text: str) -> PhraseRep
         return PhraseReport(count, len(watched), found, before, after)
 
 
-def _shifts(
-    model: OpenModel,
-    texts: Sequence[Sequence[int]],
-    joined: Sequence[int],
-    phrases: PhraseTable,
-    plan: PhrasePlan,
-) -> F32:
-    """What the rows of the head begin with."""
-    text = _read(model, texts, plan)
+def _reader(model: OpenModel, text: Text) -> Reader:
     head = model.source.tensor(head_role(model.spec)).float32()
-    begun = start(text.states, joined, phrases).shifts
-    if not plan.taught:
-        return begun
-    table = np.ascontiguousarray(head, np.float32)
-    return Splitter(text, table, PhraseTree(phrases), model.spec.logit_softcap).shifts(begun)
+    return Reader(text, np.ascontiguousarray(head, np.float32), model.spec.logit_softcap)
 
 
 def _read(model: OpenModel, texts: Sequence[Sequence[int]], plan: PhrasePlan) -> Text:

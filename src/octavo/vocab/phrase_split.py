@@ -98,8 +98,8 @@ class _Node:
         return -(self.wanted * likely.clamp_min(_LEAST).log()).sum()
 
 
-class _Reader:
-    """What the base model says at places of a text."""
+class Reader:
+    """What the base model says at places of a text: `head` float32 [vocab, hidden] is its own."""
 
     def __init__(self, text: Text, head: F32, softcap: float | None) -> None:
         self._states, self._head = torch.from_numpy(text.states), torch.from_numpy(head)
@@ -108,11 +108,15 @@ class _Reader:
         parts = (self._logits(self._states[i : i + _AT_ONCE], self._head) for i in starts)
         self._total = torch.cat([torch.logsumexp(part, dim=-1) for part in parts])
 
+    def likely(self, at: I64, parts: I64) -> Tensor:
+        """float32 [n, k]: that each of the parts is next, at n places."""
+        places = torch.from_numpy(at)
+        logits = self._logits(self._states[places], self._head[torch.from_numpy(parts)])
+        return (logits - self._total[places, None]).exp()
+
     def classes(self, at: I64, choice: Choice) -> Tensor:
         """float32 [n, k + 1]: probabilities of a choice's classes, the rest's the last."""
-        places = torch.from_numpy(at)
-        logits = self._logits(self._states[places], self._head[torch.from_numpy(choice.parts)])
-        likely = (logits - self._total[places, None]).exp()
+        likely = self.likely(at, choice.parts)
         return torch.cat([likely, (1 - likely.sum(dim=-1, keepdim=True)).clamp_min(0)], dim=-1)
 
     def _logits(self, states: Tensor, rows: Tensor) -> Tensor:
@@ -124,9 +128,9 @@ class _Reader:
 class Splitter:
     """Fits group after group on one text."""
 
-    def __init__(self, text: Text, head: F32, tree: PhraseTree, softcap: float | None) -> None:
+    def __init__(self, text: Text, reader: Reader, tree: PhraseTree) -> None:
         self._tree, self._seen = tree, visits(text, tree)
-        self._reader = _Reader(text, head, softcap)
+        self._reader = reader
         self._states = torch.from_numpy(text.states)
         self._whiten = torch.from_numpy(_whitening(text.states))
         others = self._states[:: max(1, len(self._states) // _OTHERS)]
